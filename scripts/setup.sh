@@ -27,6 +27,20 @@ prepare_venv() {
     fi
 }
 
+# `find_python 3.12` prints the path of an interpreter of that version: pyenv's newest one, or the one on the PATH.
+find_python() {
+    local version=$1 found
+    for found in $(ls -d "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python 2>/dev/null | sort -rV) \
+        "$(command -v "python$version" || true)"; do
+        if [ -x "$found" ] && "$found" -c "import sys; sys.exit('{}.{}'.format(*sys.version_info) != '$version')" 2>/dev/null; then
+            echo "$found"
+            return 0
+        fi
+    done
+    echo "there is no Python $version here: install it with pyenv, or let scripts/test-python $version do it" >&2
+    return 1
+}
+
 need_program() {
     local name=$1 package=$2
     if command -v "$name" >/dev/null || [ -x "/usr/sbin/$name" ]; then

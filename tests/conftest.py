@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from asgi_datasource.drivers.psycopg import PsycopgConnection
-from asgi_datasource.testing import EmbeddedCluster
+from asgi_datasource.testing import EmbeddedCluster, write_traces
 from tests.world import World
 
 # A shell without job control starts background processes with SIGINT ignored, which child processes inherit, but some
@@ -60,6 +61,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("short", "long"),
         default="short",
         help="long: nothing is sent without waiting, so that every statement and COMMIT takes the longer way",
+    )
+    parser.addoption(
+        "--traces", type=Path, metavar="DIR", help="write the spans of each test into a file, which Jaeger's page opens"
     )
 
 
@@ -136,16 +140,29 @@ async def world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-def spans() -> Iterator[InMemorySpanExporter]:
-    """The spans that end during a test. The tracer provider of a process is permanent: the first test sets it."""
+def spans(request: pytest.FixtureRequest) -> Iterator[InMemorySpanExporter]:
+    """The spans that end during a test, which `--traces DIR` writes into a file.
+
+    The tracer provider of a process is permanent: the first test sets it.
+    """
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
         provider = TracerProvider()
         provider.add_span_processor(_processor)
         trace.set_tracer_provider(provider)
+    folder: Path | None = request.config.getoption("traces")
+    all_spans = InMemorySpanExporter()
+    if folder is not None:
+        # A test may clear the spans in between.
+        provider.add_span_processor(SimpleSpanProcessor(all_spans))
     _exporter.clear()
     yield _exporter
     _exporter.clear()
+    if folder is not None:
+        write_traces(
+            folder / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', request.node.nodeid)}.json", all_spans.get_finished_spans()
+        )
+        all_spans.shutdown()
 
 
 @pytest.fixture

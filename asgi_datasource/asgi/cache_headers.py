@@ -7,8 +7,9 @@ Without them it would serve one tenant's response to another.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, cast
 
 from starlette.types import Message
 
@@ -59,16 +60,15 @@ class CacheHeaders:
         if message["type"] != "http.response.start":
             return message
         # Any iterable, perhaps one that can be read once (ASGI specification, "Response Start").
-        headers = message.get("headers", ())
-        if type(headers) is not list:
-            headers = list(headers)
+        given: object = message.get("headers", ())
+        headers = cast("_Headers", given if type(given) is list else list(cast("Iterable[object]", given)))
         if not self.is_private:
             # Nearly every response has no `Vary` yet: one loop, no call.
             for name, _ in headers:
                 if len(name) == 4 and name.lower() == b"vary":
                     break
             else:
-                changed: Message = message.copy() if type(message) is dict else dict(message)
+                changed = cast("dict[str, Any]", message).copy() if type(message) is dict else dict(message)
                 changed["headers"] = [*headers, self._vary]
                 return changed
         headers = headers[:]

@@ -52,6 +52,11 @@ class Style:
 PLAIN: Final = Style()
 
 
+def printable(text: str) -> str:
+    """Text from elsewhere without the characters that a terminal takes for commands."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
+
+
 def wants_colour(choice: str, stream: TextIO, environ: Mapping[str, str] | None = None) -> bool:
     """Whether to write colour.
 

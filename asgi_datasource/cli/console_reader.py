@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from .command import CannotRun
+from .console import printable
 
 LIMIT_S: Final = 10.0
 """Seconds that the process has to answer."""
@@ -89,7 +90,7 @@ class ConsoleReader:
 def _printable(value: object) -> object:
     """The same without characters that a terminal takes for commands, such as in the name of another application."""
     if isinstance(value, str):
-        return value if value.isprintable() else "".join(one if one.isprintable() else "?" for one in value)
+        return printable(value)
     if isinstance(value, dict):
         return {key: _printable(inner) for key, inner in cast("dict[str, object]", value).items()}
     if isinstance(value, list):

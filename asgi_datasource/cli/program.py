@@ -59,10 +59,19 @@ def _run(arguments: list[str], console: Console) -> int:
         prog=f"{PROGRAM} {name}", description=f"{entry.summary[:1].upper()}{entry.summary[1:]}.", allow_abbrev=False
     )
     command.configure(parser)
-    options = parser.parse_args(_end_options(rest) if rest[:1] == ["--hook"] else rest)
+    options, left = parser.parse_known_args(_end_options(rest) if rest[:1] == ["--hook"] else rest)
+    if left:
+        _take_file(left, options, parser)
     result = command.run(options, console)
     _print(result, options, console)
     return result.exit_code
+
+
+def _take_file(left: list[str], options: Namespace, parser: ArgumentParser) -> None:
+    """Take the argument that is left for the file: before 3.12, argparse knows no FILE behind NAME and an option."""
+    if len(left) > 1 or left[0].startswith("-") or getattr(options, "file", "") is not None:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    options.file = left[0]
 
 
 def _end_options(arguments: list[str]) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Final, cast
 from urllib.parse import quote, unquote
 
 from ..config import mask_url
+from ..drivers import import_application_module
 from .command import CannotRun
 
 
@@ -108,11 +108,9 @@ def from_object(path: str, name: str) -> Origin:
 
 def _imported(module: str) -> Any:
     try:
-        return import_module(module)
+        return import_application_module(module)
     except ImportError as error:
-        raise CannotRun(f"{module} cannot be imported: {type(error).__name__}", "Run it where it can.") from None
-    except Exception as error:  # noqa: BLE001 - the project's module may raise anything
-        raise CannotRun(f"{module} fails when it is imported: {type(error).__name__}", "Fix it first.") from None
+        raise CannotRun(f"{module} cannot be imported: {error}", "Run it in the folder of the application.") from None
 
 
 def from_django(module: str) -> Origin:
@@ -168,9 +166,13 @@ def _django_server(name: str, node: str, entry: Mapping[str, Any]) -> Server:
     return Server(name, node, variable, f"postgresql://{host}{port}/{quote(str(entry.get('NAME') or ''))}")
 
 
+SCHEMA_FILE: Final = "datasource.schema.json"
+"""The JSON Schema that a first configuration names, in its folder."""
+
 _HEAD: Final = """\
 # yaml-language-server: $schema=./datasource.schema.json
-# The schema completes and checks this file in your editor: asgi-datasource schema --output datasource.schema.json
+# It completes and checks this file in your editor; after an upgrade, write it again:
+#   asgi-datasource schema --output datasource.schema.json
 # asgi-datasource validate checks it without a database, asgi-datasource check compares it with the servers.
 version: 1
 

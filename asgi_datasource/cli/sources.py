@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -31,8 +32,18 @@ def offer_overlays(parser: ArgumentParser) -> None:
 
 
 def offer_file(parser: ArgumentParser) -> None:
-    """Add the argument that names the configuration."""
+    """Add the argument that names the configuration, and the option that names it as well.
+
+    Args:
+        parser: The parser of a command, or of one of its operations after its other arguments.
+    """
     parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+    offer_config(parser)
+
+
+def offer_config(parser: ArgumentParser) -> None:
+    """Add the option that names the configuration."""
+    parser.add_argument("--config", metavar="FILE", help="the same as FILE")
 
 
 def offer_environment(parser: ArgumentParser, *, is_optional: bool = False) -> None:
@@ -95,6 +106,29 @@ def read_env_file(name: str) -> dict[str, str]:
     return found
 
 
+def named_file(options: Namespace, default: str | None = None) -> str:
+    """The configuration that `FILE` or `--config` names, or the default file.
+
+    Args:
+        options: The options of `offer_file`.
+        default: The default file; None takes one that is there.
+
+    Raises:
+        CannotRun: Both name different files, or no file is named and there is no default file.
+    """
+    files = dict.fromkeys(file for file in (options.file, options.config) if file is not None)
+    if len(files) > 1:
+        raise CannotRun(f"two configurations are named: {' and '.join(files)}", "Name one, as FILE or by --config.")
+    return next(iter(files), None) or default or find_file()
+
+
+def find_application() -> None:
+    """Let the modules that a configuration names be imported from the working directory, as uvicorn does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
 def find_file() -> str:
     """The default file: the framework's (`DEFAULT_FILE`), or the one in the working directory.
 
@@ -140,8 +174,7 @@ def load_or_refuse(findings: Findings) -> Config:
         count = len(findings.errors)
         errors = "\n".join(f"  {problem}" for problem in findings.errors[:20])
         raise CannotRun(
-            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{errors}\n",
-            "Fix the configuration first.",
+            f"the configuration has {count} error{'s' if count > 1 else ''}", f"Fix the configuration first:\n{errors}"
         )
     return findings.config
 

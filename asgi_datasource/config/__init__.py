@@ -6,6 +6,7 @@ from .codes import Explained, explain_code
 from .diagnostics import Code, Diagnostic, Edit, EditKind, InvalidConfig, Position, Severity, show_path
 from .diagnostics import Path as DiagnosticPath
 from .documents import describe_changes, describe_diagnostics
+from .durations import parse_duration
 from .editing import apply_edit, edit_text
 from .generated import json_schema, part_schema
 from .health import ANY_SERVER, EVERY_PRIMARY
@@ -117,6 +118,7 @@ __all__ = [
     "load",
     "mask_url",
     "open_text",
+    "parse_duration",
     "part_schema",
     "read_state",
     "read_text",

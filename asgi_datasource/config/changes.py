@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from .consequences import danger_of
 from .diagnostics import Path, show, show_path
 from .masking import is_masked, show_at
 from .models import Config, TenantConfig
@@ -18,7 +19,7 @@ class Weight(StrEnum):
     """How closely a change needs review."""
 
     DANGER = "danger"
-    """Tenants may see each other's data, or a tenant's data is not where it is read from."""
+    """Tenants may see each other's data, data is not where it is read from, or what was rolled back is committed."""
     NOTICE = "notice"
     """Requests are served differently."""
     PLAIN = "plain"
@@ -65,6 +66,7 @@ class Change:
 
 
 _SHOWN_TENANTS: Final = 20
+_SHOWN_ENTRIES: Final = 8
 
 
 def find_changes(old: Config, new: Config) -> list[Change]:
@@ -136,9 +138,8 @@ def _isolation(old: TenantConfig, new: TenantConfig) -> Iterator[tuple[Kind, Wei
         elif what == "a schema":
             message = f"moves from schema {show(before)} to {show(after)}: its data has to be there"
             yield Kind.TENANT_MOVED, Weight.DANGER, message
-        elif what == "row security" and set(old.row_security or ()) - set(new.row_security or ()):
-            lost = ", ".join(sorted(set(old.row_security or ()) - set(new.row_security or ())))
-            yield Kind.ISOLATION_WEAKENED, Weight.DANGER, f"no longer sets {lost}"
+        elif what == "row security" and (lost := sorted(set(before) - set(after))):
+            yield Kind.ISOLATION_WEAKENED, Weight.DANGER, f"no longer sets {', '.join(lost)}"
         else:
             yield Kind.ISOLATION_CHANGED, Weight.DANGER, f"has other values for {what}"
 
@@ -189,8 +190,13 @@ def _values(old: Any, new: Any, path: Path, *, skip: tuple[str, ...], tenants: l
     held = [each.model_dump(by_alias=True, exclude=set(skip)) for each in (old, new)]
     for inner in _differing(held[0], held[1], ()):
         here = (*path, *inner)
-        message = _becomes(here, *(at(each, inner) for each in shown))
-        yield _change(Kind.SETTING, Weight.NOTICE, here, message, tenants)
+        before, after = (at(each, inner) for each in shown)
+        message = _becomes(here, before, after)
+        danger = danger_of(here, before, after)
+        if danger is None:
+            yield _change(Kind.SETTING, Weight.NOTICE, here, message, tenants)
+        else:
+            yield _change(Kind.SETTING, Weight.DANGER, here, f"{message}: {danger}", tenants)
 
 
 def _differing(old: Any, new: Any, path: Path) -> Iterator[Path]:
@@ -209,5 +215,8 @@ def _becomes(path: Path, before: Any, after: Any) -> str:
 
 def _show(path: Path, value: Any) -> str:
     if is_list(value):
-        return f"a list of {len(value)}" if value else "an empty list"
+        if len(value) > _SHOWN_ENTRIES or any(is_list(entry) or is_mapping(entry) for entry in value):
+            return f"a list of {len(value)}"
+        entries = [show_at((*path, index), entry).strip("'") for index, entry in enumerate(value)]
+        return f"[{', '.join(entries)}]"
     return "nothing" if value is None else show_at(path, value)

@@ -30,7 +30,7 @@ class Explained:
 
     @property
     def docs(self) -> str:
-        """The section of the documentation with the same explanation."""
+        """The command that prints it."""
         return docs_of(self.code)
 
     def as_markdown(self) -> str:

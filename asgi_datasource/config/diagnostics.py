@@ -192,13 +192,9 @@ class Code(StrEnum):
         return self.value >= "ADS200"
 
 
-DOCS: Final = "docs/diagnostics.md"
-"""The documentation of all codes, a section each."""
-
-
 def docs_of(code: Code) -> str:
-    """The section that explains a code."""
-    return f"{DOCS}#{code.value.lower()}"
+    """The command that prints the explanation of a code, which needs no network."""
+    return f"asgi-datasource rule {code.value}"
 
 
 class EditKind(StrEnum):
@@ -277,7 +273,7 @@ class Diagnostic:
 
     @property
     def docs(self) -> str:
-        """The documentation of this kind of problem."""
+        """The command that prints the documentation of this kind of problem."""
         return docs_of(self.code)
 
     @property
@@ -390,13 +386,33 @@ class Suggestions:
 
     def find(self, word: str, candidates: Iterable[str]) -> str | None:
         """The candidate that was probably meant; None when none is similar, or when the bound is reached."""
+        return self.weigh(word, candidates)[0]
+
+    def weigh(self, word: str, candidates: Iterable[str]) -> tuple[str | None, bool]:
+        """The candidate that was probably meant, and whether it is certain: no other one is nearly as similar.
+
+        `r1` and `r2` are similar, but a wrong digit is hardly a slip: they are never certain.
+        """
         compared = list(islice(candidates, self._left)) if len(word) <= _LONGEST_WORD else []
         self._left -= len(compared)
-        found = difflib.get_close_matches(word, compared, n=1, cutoff=0.6)
+        found = difflib.get_close_matches(word, compared, n=2, cutoff=0.6)
         if found:
-            return found[0]
+            is_certain = _digits(word) == _digits(found[0])
+            if len(found) > 1:
+                first, second = (difflib.SequenceMatcher(None, each, word).ratio() for each in found)
+                is_certain = is_certain and first - second >= _CLEAR_LEAD
+            return found[0], is_certain
         folded = {candidate.casefold().replace("-", "_"): candidate for candidate in compared}
-        return folded.get(word.casefold().replace("-", "_").replace(" ", "_"))
+        meant = folded.get(word.casefold().replace("-", "_").replace(" ", "_"))
+        return meant, meant is not None
+
+
+_CLEAR_LEAD: Final = 0.1
+"""How much more similar the best candidate is than the next one, on a scale of 0 to 1, when it is certain."""
+
+
+def _digits(word: str) -> str:
+    return "".join(filter(str.isdigit, word))
 
 
 _LONGEST_WORD: Final = 100

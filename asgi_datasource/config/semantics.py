@@ -103,9 +103,9 @@ def _other_datasources(
     for other in tenant.datasources or ():
         here = (*path, other)
         if other not in config.datasources:
-            meant = suggestions.find(other, config.datasources)
+            meant, is_certain = suggestions.weigh(other, config.datasources)
             fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
-            edit = Edit(EditKind.RENAME, here, meant, is_safe=True) if meant else Edit(EditKind.REMOVE, here)
+            edit = Edit(EditKind.RENAME, here, meant, is_safe=is_certain) if meant else Edit(EditKind.REMOVE, here)
             message = "names a datasource that is not there"
             yield Diagnostic(Code.UNKNOWN_DATASOURCE, here, message, fix, is_about_key=True, edit=edit)
         elif other == tenant.datasource:

@@ -23,9 +23,9 @@ def absent_datasource(path: Path, name: str, config: Config, suggestions: Sugges
 
     The message does not contain the name, because it may come from the environment.
     """
-    meant = suggestions.find(name, config.datasources)
+    meant, is_certain = suggestions.weigh(name, config.datasources)
     fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
-    edit = Edit(EditKind.REPLACE, path, meant or next(iter(config.datasources)), is_safe=meant is not None)
+    edit = Edit(EditKind.REPLACE, path, meant or next(iter(config.datasources)), is_safe=is_certain)
     return Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", fix, edit=edit)
 
 

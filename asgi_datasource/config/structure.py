@@ -6,7 +6,9 @@ The second stage, `semantics.py`, checks what a JSON Schema cannot, such as refe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -41,7 +43,69 @@ def check_structure(document: object, *, is_owned: bool = False) -> tuple[Config
         # The error contains the document with its secrets, so it does not become the `__cause__` of another one.
         details = error.errors(include_url=False)[:MAX_DIAGNOSTICS]
     suggestions = Suggestions()
-    return None, [_diagnostic(detail, document, suggestions) for detail in details]
+    found = _without_collisions([_diagnostic(detail, document, suggestions) for detail in details])
+    return None, [*found, *_below_misspelt(document, found)][:MAX_DIAGNOSTICS]
+
+
+def _without_collisions(found: list[Diagnostic]) -> list[Diagnostic]:
+    """The problems, none of which renames a key certainly where another one has the same name in mind."""
+    targets = Counter((edit.path[:-1], edit.value) for edit in _renames(found))
+    taken = {target for target, count in targets.items() if count > 1}
+    if not taken:
+        return found
+    return [
+        replace(problem, edit=replace(problem.edit, is_safe=False))
+        if problem.edit is not None
+        and problem.edit.kind is EditKind.RENAME
+        and (problem.edit.path[:-1], problem.edit.value) in taken
+        else problem
+        for problem in found
+    ]
+
+
+def _renames(found: Iterable[Diagnostic]) -> Iterator[Edit]:
+    """The certain names of misspelt keys."""
+    for problem in found:
+        edit = problem.edit
+        if problem.code is Code.UNKNOWN_KEY and edit is not None and edit.is_safe:
+            yield edit
+
+
+def _below_misspelt(document: object, found: Sequence[Diagnostic]) -> Iterator[Diagnostic]:
+    """The problems below keys whose name is certain, at their paths as they are written."""
+    renames = {(*edit.path[:-1], edit.value): edit.path for edit in _renames(found)}
+    if not renames or len(found) >= MAX_DIAGNOSTICS:
+        # That many have a common cause, and each round finds the same ones further down.
+        return
+    corrected = document
+    for named, written in renames.items():
+        corrected = _renamed(corrected, written, named[-1])
+    for problem in check_structure(corrected)[1]:
+        for length in range(len(problem.path), 0, -1):
+            misspelt = renames.get(problem.path[:length])
+            if misspelt is not None:
+                yield _moved(problem, misspelt)
+                break
+
+
+def _renamed(document: Any, path: Path, name: Any) -> Any:
+    """A copy of the document with another name for the key at a path; other parts are shared."""
+    if len(path) == 1:
+        return {name if key == path[0] else key: value for key, value in document.items()}
+    copy: Any = document.copy()
+    step: Any = path[0]
+    copy[step] = _renamed(copy[step], path[1:], name)
+    return copy
+
+
+def _moved(problem: Diagnostic, written: Path) -> Diagnostic:
+    """A problem below a misspelt key, at the path as it is written, which is as long as the right one."""
+
+    def here(path: Path) -> Path:
+        return (*written, *path[len(written) :]) if len(path) >= len(written) else path
+
+    edit = None if problem.edit is None else replace(problem.edit, path=here(problem.edit.path))
+    return replace(problem, path=here(problem.path), edit=edit)
 
 
 class TenantCompactor:
@@ -105,10 +169,10 @@ def _written_keys(document: object, path: Path) -> dict[str, object]:
 
 
 def _wrong_name(path: Path, value: Value, suggestions: Suggestions) -> Diagnostic:
-    meant = suggestions.find(str(path[-1]), value.choices)
+    meant, is_certain = suggestions.weigh(str(path[-1]), value.choices)
     fix = f"Did you mean {meant!r}?" if meant else "Give it another name."
     name = meant or _example_name(path)
-    edit = Edit(EditKind.RENAME, path, name, is_safe=meant is not None)
+    edit = Edit(EditKind.RENAME, path, name, is_safe=is_certain)
     return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", fix, is_about_key=True, edit=edit)
 
 
@@ -128,12 +192,15 @@ def _unknown_key(path: Path, document: object, suggestions: Suggestions) -> Diag
         fix = f"{until_then[0].upper()}{until_then[1:]}."
         return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", fix, is_about_key=True, edit=edit)
     written = _written_keys(document, path[:-1])
-    meant = suggestions.find(key, (name for name in place.fields if name not in written))
+    meant, is_certain = suggestions.weigh(key, (name for name in place.fields if name not in written))
+    if is_certain and any(name in written for name in place.fields):
+        # A key that is there already may be more similar: it is then written twice, and the name is not certain.
+        is_certain = suggestions.weigh(key, place.fields) == (meant, True)
     if key == "<<":
         fix = "Merge keys are not part of YAML 1.2: write the keys out."
     elif meant is not None:
         fix = f"Did you mean {meant!r}?"
-        edit = Edit(EditKind.RENAME, path, meant, is_safe=True)
+        edit = Edit(EditKind.RENAME, path, meant, is_safe=is_certain)
     else:
         fix = f"Known here: {', '.join(place.fields)}." if place.fields else "Remove it."
     return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", fix, is_about_key=True, edit=edit)
@@ -232,13 +299,15 @@ def _fix_for_string(
         return f"Write {meant}.", _safe(path, meant == "true")
     if expected.types == ("number",) and value.strip().isdecimal():
         return "Write it without quotes.", _safe(path, int(value) if len(value) < 18 else None)
+    is_certain = True
     if expected.is_duration:
         near = suggest_duration(value, whole_seconds=expected.name == "WholeSeconds")
     else:
-        near = suggestions.find(value, expected.choices)
+        near, is_certain = suggestions.weigh(value, expected.choices)
     if near is None:
         return None, None
-    return f"Did you mean {near!r}?", _safe(path, near == "true" if expected.types == ("boolean",) else near)
+    edit = _safe(path, near == "true" if expected.types == ("boolean",) else near)
+    return f"Did you mean {near!r}?", replace(edit, is_safe=is_certain)
 
 
 def _safe(path: Path, value: object) -> Edit:

@@ -137,7 +137,7 @@ def _comments(text: Text) -> Iterator[_Comment | Diagnostic]:
         elif not codes:
             yield _bad(position, "what is to be ignored is not said", _EXAMPLE)
         elif codes - _CODES:
-            yield _bad(position, "a code that there is not", "The codes stand in docs/diagnostics.md.")
+            yield _bad(position, "a code that there is not", "asgi-datasource rule lists them.")
         elif not reason:
             yield _bad(position, "no reason is given", "Say behind the bracket why this is as it should be.")
         else:

@@ -546,6 +546,11 @@ class TenantConfig:
         ),
     ] = None
 
+    @property
+    def schema(self) -> str | None:
+        """The tenant's own schema, by the name of its key."""
+        return self.schema_name
+
     def __repr__(self) -> str:
         # The values of the settings identify customers.
         settings = None if self.row_security is None else list(self.row_security)

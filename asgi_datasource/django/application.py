@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from django.conf import settings
+from django import conf
 from django.core.asgi import get_asgi_application as get_django_application
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,7 +40,7 @@ def get_asgi_application(
 
 def configured() -> Any:
     """The configuration that the settings name."""
-    return getattr(settings, "DATASOURCE", DEFAULT_FILE)
+    return getattr(conf.settings, "DATASOURCE", DEFAULT_FILE)
 
 
 class _WithLifespan:

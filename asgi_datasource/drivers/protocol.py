@@ -209,8 +209,6 @@ class Connection(Protocol):
     """Timeline of the primary that it leads to; 0 if unknown."""
     incarnation: str | None
     """The server's incarnation, if it is constant for the life of the connection; see `INCARNATION`."""
-    held: Position | None
-    """A position that the server has proved on this connection; its position only increases."""
     leads_to: str | None
     """Identifies the server that the connection leads to for its whole life; None if unknown, or behind a pooler."""
     use: UseRecorder | None
@@ -225,6 +223,14 @@ class Connection(Protocol):
     """Process id of the server process, as reported at connect."""
     when_gone: Callable[[], None] | None
     """Called once when the connection is lost."""
+
+    @property
+    def held(self) -> Position | None:
+        """A position that the server has proved on this connection; its position only increases."""
+        ...
+
+    @held.setter
+    def held(self, position: Position | None, /) -> None: ...
 
     @property
     def began_at(self) -> float | None:

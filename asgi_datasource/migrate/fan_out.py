@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -21,6 +21,7 @@ from ..errors import DataError, DataErrorKind
 from .alembic_engine import AlembicFolder, AlembicMigration, Upgrades
 from .files import Migration
 from .fleet import Database
+from .plan import Trouble
 from .steps import ATTEMPTS, RETRIED, Outcome, Run, StepFailed, Worker, apply_step, open_worker
 from .survey import Progress, Standing, waits_for
 
@@ -56,6 +57,8 @@ class FanOut:
         max_failures: No other tenant begins after so many.
         stages: Tenants in an order.
         events: What is told.
+        look_again: Surveys schemas again that were absent, because the shared part of their database may have created
+            them.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class FanOut:
         max_failures: int,
         stages: Sequence[StageConfig],
         events: Events,
+        look_again: Callable[[Sequence[Progress]], Awaitable[None]] | None = None,
     ) -> None:
         self.run = run
         self.everything = everything
         self.events = events
         self.failures = 0
+        self._look_again = look_again
         self._concurrency = concurrency
         self._limit = 1 if stops_at_error else max_failures
         self._stages = stages
@@ -101,6 +106,7 @@ class FanOut:
         shared = [one for one in self._selected() if not one.target.tenants]
         await self._advance_all([one for one in shared if one.target.own is not None])
         await self._advance_all([one for one in shared if one.target.own is None])
+        await self._find_created(shared)
         for stage, members in self._by_stage():
             failures = self.failures
             await self._advance_all(members)
@@ -110,6 +116,17 @@ class FanOut:
         if self._stages:
             # Contract migrations of the first stages have waited for the last one.
             await self._advance_all(self._selected())
+
+    async def _find_created(self, shared: Sequence[Progress]) -> None:
+        """Look again at the schemas that were absent in databases whose shared part has changed."""
+        changed = {id(one.database) for one in shared if one.applied and one.target.own is None}
+        absent = [
+            one
+            for one in self.everything
+            if id(one.database) in changed and any(finding.trouble is Trouble.ABSENT for finding in one.findings)
+        ]
+        if absent and self._look_again is not None:
+            await self._look_again(absent)
 
     def _selected(self) -> list[Progress]:
         return [one for one in self.everything if one.is_selected]

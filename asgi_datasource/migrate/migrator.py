@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import perf_counter
 from typing import Final, LiteralString
 
@@ -91,10 +92,17 @@ class Migrator:
 
         fleet, everything = await self._survey(tenants, prepare=True)
         run = Run(fleet.migrate.lock_timeout_s, self._events.told)
+
+        async def look_again(absent: Sequence[Progress]) -> None:
+            for one, found in await self._survey_again(fleet, absent):
+                one.version, one.from_version, one.findings = found.version, found.version, found.findings
+                one.pending = found.pending
+                one.pending = wanted(one)
+
         for _ in range(MOST_ROUNDS):
             _leave_out(everything, wanted, skipped)
             self._events.began(sum(1 for one in everything if one.is_selected and one.pending))
-            await self._fan_out(run, fleet, everything, concurrency).go()
+            await self._fan_out(run, fleet, everything, concurrency, look_again).go()
             if tenants is not None:
                 break
             fleet, more = await self._newcomers(everything)
@@ -105,7 +113,24 @@ class Migrator:
         found = tuple(one for one in everything if one.is_selected)
         return MigrationReport("apply", run.id, perf_counter() - began, found)
 
-    def _fan_out(self, run: Run, fleet: Fleet, everything: list[Progress], concurrency: int | None) -> FanOut:
+    async def _survey_again(self, fleet: Fleet, members: Sequence[Progress]) -> list[tuple[Progress, Progress]]:
+        """How far some schemas are now, each with what was known of it."""
+        pairs: list[tuple[Progress, Progress]] = []
+        for database, of_database in _by_database(members):
+            part = replace(database, own=(), targets=tuple(one.target for one in of_database))
+            found = await survey(Fleet(fleet.config, fleet.migrate, (part,)), self._folders, prepare=True)
+            now = {one.target.scope: one for one in found if one.target.tenants}
+            pairs += [(one, now[one.target.scope]) for one in of_database]
+        return pairs
+
+    def _fan_out(
+        self,
+        run: Run,
+        fleet: Fleet,
+        everything: list[Progress],
+        concurrency: int | None,
+        look_again: Callable[[Sequence[Progress]], Awaitable[None]],
+    ) -> FanOut:
         migrate = fleet.migrate
         return FanOut(
             run,
@@ -115,6 +140,7 @@ class Migrator:
             max_failures=migrate.max_failures,
             stages=migrate.stages,
             events=self._events,
+            look_again=look_again,
         )
 
     async def _survey(self, tenants: Collection[str] | None, *, prepare: bool = False) -> tuple[Fleet, list[Progress]]:

@@ -446,6 +446,9 @@ class SessionTrace:
                 found[OUTCOME] = self._outcome
             if self._reason is not None:
                 found[ROLLBACK_REASON] = self._reason
+            elif self.attempt > 1 and self._outcome is not None:
+                # That of an earlier attempt is not the outcome's, and attributes cannot be removed.
+                found[ROLLBACK_REASON] = ""
             request.set_attributes(found)
             if self.attempt > 1 and not has_lost:
                 note_attempts(request, self.attempt, "settled")

@@ -131,13 +131,16 @@ class DataSourceRegistry:
         self.activity: Activity | None = None
         """What sessions do, for a console; None, and nothing is recorded, until `observe` is called."""
 
-    def observe(self) -> Activity:
+    def observe(self, activity: Activity | None = None) -> Activity:
         """Record from now on what sessions do: decisions, the load of tenants, connections in use.
 
         The first console calls it. Sessions that began before are not recorded.
+
+        Args:
+            activity: Where it is recorded, unless something records already; None makes a new one.
         """
         if self.activity is None:
-            self.activity = Activity()
+            self.activity = activity or Activity()
             self.compiled = self._observed(self.compiled)
         return self.activity
 

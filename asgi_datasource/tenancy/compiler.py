@@ -130,7 +130,7 @@ def import_callable(path: str, *, where: str) -> Any:
     """
     try:
         found = import_object(path)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise ConfigError(f"{where}: the callable {path!r} cannot be imported: {error}") from error
     if not callable(found):
         raise ConfigError(f"{where}: {path!r} is not callable")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .protocol import RoundTripCounter
     from .proxy import FaultProxy
     from .server import Server, ServerState
+    from .traces import TraceFiles, as_jaeger, write_traces
 
 __all__ = [
     "ClusterError",
@@ -33,7 +34,10 @@ __all__ = [
     "ServeError",
     "Server",
     "ServerState",
+    "TraceFiles",
+    "as_jaeger",
     "serve",
+    "write_traces",
 ]
 
 _HOME = {
@@ -51,7 +55,10 @@ _HOME = {
     "ServeError": "live",
     "Server": "server",
     "ServerState": "server",
+    "TraceFiles": "traces",
+    "as_jaeger": "traces",
     "serve": "live",
+    "write_traces": "traces",
 }
 
 

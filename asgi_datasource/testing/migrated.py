@@ -80,11 +80,7 @@ class MigratedTemplate:
             statement = sql.SQL("create schema {} authorization {}")
             role = sql.Identifier(self._options.get("role", ORDINARY_ROLE))
             self._sql(statement.format(sql.Identifier(schema), role))
-        report = _run(load(self.document(self.name), needs_resolver=False))
-        if report.verdict is not Verdict.AT_HEAD:
-            reasons = [f"{one.name}: {one.failed or ''} {one.error or ''}".strip() for one in report.schemas]
-            wrong = [finding.message for one in report.schemas for finding in one.findings]
-            raise ClusterError(f"the migrations of {self._options['folder']} failed: {'; '.join(wrong or reasons)}")
+        migrate_apart(load(self.document(self.name), needs_resolver=False), str(self._options["folder"]))
 
     def clone(self) -> str:
         """Copy it; returns the name of the copy."""
@@ -98,6 +94,23 @@ class MigratedTemplate:
     def _sql(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.cluster.primary.url(self.name, "postgres"), autocommit=True) as connection:
             connection.execute(statement)
+
+
+def migrate_apart(config: Config, where: str) -> None:
+    """Apply all migrations.
+
+    Args:
+        config: The configuration.
+        where: Their folder or document, for the message.
+
+    Raises:
+        ClusterError: A migration failed; the message says which one and why.
+    """
+    report = _run(config)
+    if report.verdict is not Verdict.AT_HEAD:
+        reasons = [f"{one.name}: {one.failed or ''} {one.error or ''}".strip() for one in report.schemas]
+        wrong = [finding.message for one in report.schemas for finding in one.findings]
+        raise ClusterError(f"the migrations of {where} failed: {'; '.join(wrong or reasons)}")
 
 
 def _run(config: Config) -> MigrationReport:

@@ -10,7 +10,7 @@ from psycopg.rows import TupleRow
 
 from .binaries import Binaries, ClusterError, RunAs, run
 from .ports import HOST
-from .server import Parameters, Query, Server, ServerState, StopMode, until
+from .server import Parameters, Query, Server, ServerState, StopMode
 from .settings import Setting
 from .template import ORDINARY_ROLE, SUPERUSER
 
@@ -104,17 +104,11 @@ class Node:
 
     async def pause_replay(self) -> None:
         """Pause replay, and wait until nothing more is replayed: reads are stale from then on."""
-        await self.sql("select pg_wal_replay_pause()")
-        await asyncio.to_thread(
-            until,
-            lambda: self.blocking.value("select pg_get_wal_replay_pause_state()") == "paused",
-            10.0,
-            lambda: f"server {self.name!r} did not pause its replay.",
-        )
+        await asyncio.to_thread(self.blocking.pause_replay)
 
     async def resume_replay(self) -> None:
         """Resume replay."""
-        await self.sql("select pg_wal_replay_resume()")
+        await asyncio.to_thread(self.blocking.resume_replay)
 
     async def delay_replay(self, milliseconds: int) -> None:
         """Replay every commit this much later than it was made; 0 disables the delay (`recovery_min_apply_delay`)."""

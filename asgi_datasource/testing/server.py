@@ -321,6 +321,19 @@ class Server:
         rows = self.sql(query, parameters, dbname=dbname)
         return rows[0][0] if rows else None
 
+    def pause_replay(self) -> None:
+        """Pause replay, and wait until nothing more is replayed: reads are stale from then on."""
+        self.sql("select pg_wal_replay_pause()")
+        until(
+            lambda: self.value("select pg_get_wal_replay_pause_state()") == "paused",
+            10.0,
+            lambda: f"server {self.name!r} did not pause its replay.",
+        )
+
+    def resume_replay(self) -> None:
+        """Resume replay."""
+        self.sql("select pg_wal_replay_resume()")
+
     def is_standby(self) -> bool:
         """Whether it is in recovery."""
         return bool(self.value("select pg_is_in_recovery()"))

@@ -26,7 +26,7 @@ from examples.starlette_app.load import places
 HERE: Final = Path(__file__).parent
 
 registry: Final = compile(HERE / "datasource.yaml", needs_resolver=True)
-feed: Final = live.Feed()
+feed: Final = live.Feed(registry.state)
 servers: Final = control.ControlClient(os.environ[control.SOCKET]) if control.SOCKET in os.environ else None
 board: Final = changes.Changes(os.environ[changes.SECRET]) if changes.SECRET in os.environ else None
 
@@ -76,6 +76,7 @@ ui: Final = [
     Route("/", page),
     Route("/airlines", airlines),
     Route("/requests", requests),
+    Route("/requests/{number:int}", live.Detail(feed, registry).show),
     Mount("/static", StaticFiles(directory=HERE / "static")),
     Mount("/ops", Console(registry, guard=is_here)),
 ]

@@ -20,8 +20,6 @@ from starlette.responses import JSONResponse
 SOCKET: Final = "DESK_CONTROL_SOCKET"
 """Environment variable that names the socket."""
 
-ACTIONS: Final = ("state", "stop", "start", "pause", "resume", "kill")
-
 Order = dict[str, Any]
 
 

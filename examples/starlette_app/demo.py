@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+from psycopg.conninfo import make_conninfo
 
 from asgi_datasource.testing import EmbeddedCluster
-from examples.starlette_app import changes, control, dataset, load
+from examples.starlette_app import changes, control, dataset, load, tracing
 from examples.starlette_app.fleet import Fleet
 from examples.starlette_app.processes import end
 from examples.starlette_app.relays import Relays
@@ -46,6 +47,7 @@ class Options:
     port: int | None
     data: str
     is_smoke: bool
+    traces: Path | None = None
 
 
 class Console:
@@ -95,11 +97,17 @@ def parse(arguments: list[str] | None = None) -> Options:
         default="auto",
         help="year: all flights of 2013, from PyPI; week: the subset in the repository; auto: year if it can be had",
     )
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        metavar="DIR",
+        help="write a file for each trace: Jaeger's page opens it, and so does asgi-datasource trace",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, help="default: 8000, or a free one when that is taken; 0: any free one")
     given = parser.parse_args(arguments)
     port = 0 if given.smoke and given.port is None else given.port
-    return Options(host=given.host, port=port, data=given.data, is_smoke=given.smoke)
+    return Options(host=given.host, port=port, data=given.data, is_smoke=given.smoke, traces=given.traces)
 
 
 def listen(options: Options) -> socket.socket:
@@ -147,6 +155,8 @@ async def fill(cluster: EmbeddedCluster, data: dataset.Dataset, console: Console
         for name in DATABASES:
             # Owned by the superuser: the application's role owns nothing, so row security applies to it.
             await cluster.create_database(name, owner="postgres")
+        # With it, a standby reports at once which timeline it follows (docs/failover.md).
+        await cluster.primary.sql("grant pg_read_all_stats to app")
         urls = {name: cluster.primary.url(name, user="postgres") for name in DATABASES}
         count = await load.load(data, urls)
         await cluster.caught_up(timeout_s=60)
@@ -154,13 +164,23 @@ async def fill(cluster: EmbeddedCluster, data: dataset.Dataset, console: Console
     return count
 
 
+TOKEN_SECRET: Final = "DESK_TOKEN_SECRET"  # noqa: S105
+"""Environment variable with the key that signs the tokens of clients."""
+
+
 def environment(cluster: EmbeddedCluster) -> dict[str, str]:
-    """The variables of datasource.yaml: the URLs of all servers of both datasources, for the role `app`."""
-    return {
-        f"{database.upper()}_{name.upper()}_URL": node.url(database)
-        for database in DATABASES
-        for name, node in cluster.nodes.items()
-    }
+    """The variables of datasource.yaml: the secret of tokens, and the URLs of all servers for the role `app`.
+
+    The URL of the primary names every server, because each may become the primary.
+    """
+    found = {TOKEN_SECRET: secrets.token_hex(16)}
+    nodes = cluster.nodes.values()
+    everywhere = {"host": ",".join(node.host for node in nodes), "port": ",".join(str(node.port) for node in nodes)}
+    for database in DATABASES:
+        for name, node in cluster.nodes.items():
+            found[f"{database.upper()}_{name.upper()}_URL"] = node.url(database)
+        found[f"{database.upper()}_PRIMARY_URL"] = make_conninfo(cluster.primary.url(database), **everywhere)
+    return found
 
 
 @asynccontextmanager
@@ -216,12 +236,13 @@ async def answers(process: asyncio.subprocess.Process, address: str) -> None:
         raise DemoError(f"the application did not answer within {START_TIMEOUT_S:.0f} s") from None
 
 
-def invite(console: Console, address: str) -> None:
+def invite(console: Console, address: str, traces: Path | None) -> None:
     """Print what to look at and what to try."""
     console.say(f"""
   {console.strong(f"The desk is open: {address}/ui/")}
 
-  On the page: pick an airline, press a button, see which server took it and why. Stop a replica; pause replay;
+  On the page: pick an airline, press a button, see which server took it and why; click on a request for its SQL.
+  Ask for another airline's flight; read your own write from a lagging replica. Stop a replica; promote one;
   kill a relay, and see the changes of flights arrive nevertheless.
 
   The console of operations: {address}/ui/ops/, or in a terminal
@@ -237,6 +258,8 @@ def invite(console: Console, address: str) -> None:
         console.say("  Traces in Jaeger: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 scripts/demo")
     else:
         console.say(f"  Traces go to {os.environ['OTEL_EXPORTER_OTLP_ENDPOINT']}, service flight-desk.")
+    if traces is not None:
+        console.say(f"  Each trace is a file: asgi-datasource trace {traces}/*.json")
     console.say("  Ctrl-C ends everything.\n")
 
 
@@ -264,6 +287,8 @@ async def run(options: Options, console: Console) -> int:
             changes.URL: f"{address}/ui/changes",
             changes.SECRET: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         }
+        if options.traces is not None:
+            variables[tracing.FILES] = str(options.traces.resolve())
         log = directory / "desk.log" if options.is_smoke else None
         fleet.relays = relays = await stack.enter_async_context(Relays(variables, log))
         with console.step("The desk, in a process of its own") as told:
@@ -274,11 +299,11 @@ async def run(options: Options, console: Console) -> int:
         if options.is_smoke:
             from examples.starlette_app.smoke import check_all
 
-            status = await check_all(address, cluster, count, console, relays)
+            status = await check_all(address, cluster, count, console, fleet)
             if status and log is not None:
                 console.say(f"\n  What the desk said meanwhile:\n{_tail(log)}")
             return status
-        invite(console, address)
+        invite(console, address, options.traces)
         await process.wait()
         console.say(f"the application ended with {process.returncode}")
         return 1

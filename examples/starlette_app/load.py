@@ -80,6 +80,7 @@ async def migrate(urls: Mapping[str, str]) -> None:
     environ = {f"{name.upper()}_PRIMARY_URL": make_conninfo(url, user=APP_ROLE) for name, url in urls.items()}
     # Where events go is nothing that tables depend on.
     document["outbox"] = {"relay": "off"}
+    document.pop("consistency")
     config = load_config(document, environ=environ, needs_resolver=False)
     report = await Migrator(config).apply()
     if report.verdict is not Verdict.AT_HEAD:

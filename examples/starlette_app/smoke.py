@@ -16,8 +16,9 @@ from uuid import uuid4
 import httpx
 
 from asgi_datasource.testing import EmbeddedCluster, Node
+from examples.starlette_app.fleet import Fleet
 from examples.starlette_app.load import Place, places
-from examples.starlette_app.relays import NAMES, Relays
+from examples.starlette_app.relays import NAMES
 
 if TYPE_CHECKING:
     from examples.starlette_app.demo import Console
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 BY_NAME: Final = {place.carrier.lower(): place for place in places()}
 DAY: Final = "2013-08-28"
 """A day in the week that is always loaded, on which all sixteen airlines fly."""
+
+
+TOKEN: Final = "X-Datasource-Token"  # noqa: S105
+"""The header with the client's position, by datasource.yaml."""
 
 
 class CheckFailed(AssertionError):
@@ -55,13 +60,11 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: floa
 class Smoke:
     """The checks; each restores the state of the servers."""
 
-    def __init__(
-        self, client: httpx.AsyncClient, cluster: EmbeddedCluster, flights: int, relays: Relays | None
-    ) -> None:
+    def __init__(self, client: httpx.AsyncClient, cluster: EmbeddedCluster, flights: int, fleet: Fleet | None) -> None:
         self._client = client
         self._cluster = cluster
         self._flights = flights
-        self._relays = relays
+        self._fleet = fleet
 
     # -- tools
 
@@ -123,6 +126,9 @@ class Smoke:
         for name in ("desk.css", "desk.js"):
             part = await self._client.get(f"/ui/static/{name}")
             expect(part.status_code == 200 and f"/ui/static/{name}" in page.text, f"{name}: {part.status_code}")
+        for name in ("common.js", "contests.js", "detail.js"):
+            part = await self._client.get(f"/ui/static/{name}")
+            expect(part.status_code == 200, f"{name}: {part.status_code}")
         airlines = (await self._client.get("/ui/airlines")).json()
         expect(len(airlines) == len(BY_NAME), f"{len(airlines)} airlines")
         kinds = Counter(airline["isolation"] for airline in airlines)
@@ -189,6 +195,33 @@ class Smoke:
         expect(body in later.text, "the note has not reached the replicas")
         return "seen at once on the primary, on the replicas after they went on"
 
+    async def token(self) -> str:
+        """With both replicas paused, the client's next requests read its own write; those of other clients may not."""
+        flight, body = (await self.flights("dl"))[0], f"smoke {uuid4()}"
+        path = f"/flights/{flight['id']}"
+        await self._cluster.caught_up()
+        async with self.paused():
+            written = await self.ok("dl", "POST", f"{path}/notes", {"body": body})
+            token = written.headers.get(TOKEN, "")
+            expect(token, f"the answer to a write has no header {TOKEN}")
+            mine = await self._with_token(token, path)
+            expect(body in mine.text, "a later request of the client did not see its note")
+            behind = mine.headers["x-served-by"]
+            # Replicas that were asked first have not proved that they have the note.
+            expect("primary (behind)" in behind, f"served by {behind}")
+            other = await self.ok("dl", "GET", path)
+            expect(body not in other.text, "a request without the token has the note: the check proves nothing")
+            expect("primary" not in other.headers["x-served-by"], f"served by {other.headers['x-served-by']}")
+        later = await self._with_token(token, path)
+        proved = later.headers["x-served-by"].split(", ")[0]
+        expect(body in later.text and proved in ("r1 (proved)", "r2 (proved)"), f"then served by {proved}")
+        return f"primary (behind) while they lag, then {proved}"
+
+    async def _with_token(self, token: str, path: str) -> httpx.Response:
+        answer = await self._client.get(path, headers={"X-Tenant": "dl", TOKEN: token})
+        expect(answer.status_code == 200, f"GET {path}: {answer.status_code}")
+        return answer
+
     async def apart(self) -> str:
         """Requests of all airlines at once, over the same few connections: each sees exactly its own flights."""
 
@@ -205,20 +238,41 @@ class Smoke:
         return f"16 airlines, {total:,} flights, nobody else's"
 
     async def strangers(self) -> str:
-        """Another airline's flight can be neither read nor changed."""
+        """Another airline's flight can be neither found, read nor changed, and no rebooking can name it."""
         tried = 0
         for owner in ("ua", "dl", "mq", "us"):
-            flight = (await self.flights(owner))[0]["id"]
+            theirs = (await self.flights(owner))[0]
+            flight, wish = theirs["id"], {"date": DAY, "flight_no": theirs["flight_no"], "limit": 500}
+            before = await self._traces(owner, flight)
             for other in ("ua", "aa", "mq", "9e"):
                 if other == owner:
                     continue
                 tried += 1
-                seen = await self.ask(other, "GET", f"/flights/{flight}")
-                note = await self.ask(other, "POST", f"/flights/{flight}/notes", {"body": "mine"})
-                gone = await self.ask(other, "POST", f"/flights/{flight}/cancel", {"reason": "mine"})
-                statuses = (seen.status_code, note.status_code, gone.status_code)
-                expect(statuses == (404, 404, 409), f"{other} on a flight of {owner}: {statuses}")
-        return f"{tried} pairs, 3 ways each: 404, 404, 409"
+                mine = (await self.flights(other))[0]["id"]
+                found = (await self.ok(other, "POST", "/flights/search", wish)).json()
+                expect(flight not in [one["id"] for one in found], f"{other} finds a flight of {owner}")
+                answers = [
+                    await self.ask(other, "GET", f"/flights/{flight}"),
+                    await self.ask(other, "POST", f"/flights/{flight}/notes", {"body": "mine"}),
+                    await self.ask(other, "POST", f"/flights/{flight}/cancel", {"reason": "mine"}),
+                    await self.ask(other, "POST", f"/flights/{flight}/rebook", {"to": mine, "passengers": 1}),
+                    await self.ask(other, "POST", f"/flights/{mine}/rebook", {"to": flight, "passengers": 1}),
+                ]
+                statuses = [answer.status_code for answer in answers]
+                expect(statuses == [404, 404, 409, 409, 409], f"{other} on a flight of {owner}: {statuses}")
+            after = await self._traces(owner, flight)
+            expect(before == after, f"flight {flight} of {owner}: {before} has become {after}")
+        return f"{tried} pairs, 6 ways each: nothing found, read or changed"
+
+    async def _traces(self, tenant: str, flight: int) -> tuple[int, int, str]:
+        """What others could have changed on a flight: notes, rebookings, its status; as the superuser sees it."""
+        queries = (
+            "select count(*) from {}.notes where flight_id = %s",
+            "select count(*) from {}.rebookings where %s in (from_flight, to_flight)",
+            "select status from {}.flights where id = %s",
+        )
+        notes, rebookings, status = [await self.stored(tenant, query, flight) for query in queries]
+        return notes, rebookings, status
 
     async def refused(self) -> str:
         """Without a tenant, and for unknown or malicious names, the response is a problem document, without a query."""
@@ -296,8 +350,7 @@ class Smoke:
 
     async def relay_is_killed(self) -> str:
         """A relay is killed meanwhile: another one takes its flights over, nothing is lost or out of order."""
-        relays = self._relays
-        if relays is None:
+        if self._fleet is None or (relays := self._fleet.relays) is None:
             raise CheckFailed("there is no relay to kill")
         started = time.monotonic()
         arrived = await self._change(20, meanwhile=relays.kill(NAMES[0]))
@@ -433,6 +486,46 @@ class Smoke:
         await self._cluster.caught_up()
         return f"reads 200, writes 503 after {waited:.2f} s, then 201 again"
 
+    async def failover(self) -> str:
+        """A replica is promoted under load: writes go on there with nothing lost; then back to the first primary."""
+        fleet = self._fleet
+        if fleet is None:
+            raise CheckFailed("there are no servers to promote")
+        first = fleet.leader.name
+        flight = (await self.flights("dl"))[0]["id"]
+        mark, written, refused = str(uuid4()), 0, 0
+
+        async def is_written() -> bool:
+            nonlocal written, refused
+            answer = await self.ask("dl", "POST", f"/flights/{flight}/notes", {"body": f"{mark} {written}"})
+            expect(answer.status_code in (201, 503), f"a write: {answer.status_code} {answer.text[:100]}")
+            written += answer.status_code == 201
+            refused += answer.status_code == 503
+            return answer.status_code == 201
+
+        for name in ("r1", first):
+            former = fleet.leader.name
+            await until(is_written, 30, "no write before the failover")
+            promotion = asyncio.create_task(fleet.obey("promote", name))
+            while not promotion.done():
+                await is_written()
+            told = await promotion
+            expect("error" not in told, str(told.get("error")))
+            await until(is_written, 30, f"no write after the promotion of {name}")
+            # The former primary returns as a standby.
+            await fleet.obey("start", former)
+        await self._cluster.caught_up()
+        query = "select count(*) from {}.notes where body like %s"
+        for node in self._cluster.nodes.values():
+            count = await self.stored("dl", query, f"{mark}%", node=node)
+            expect(count == written, f"{count} of {written} notes on {node.name}")
+
+        async def both_serve() -> bool:
+            return {"r1 (balanced)", "r2 (balanced)"} <= set(await self.served_by("dl", 4))
+
+        await until(both_serve, 60, "the replicas did not serve again")
+        return f"r1, then {first} again: {written} writes kept, {refused} refused with 503"
+
     async def nothing_held(self) -> str:
         """No backend is left in a transaction."""
         # A relay may run a statement at this moment; nothing waits inside of a transaction.
@@ -450,6 +543,7 @@ class Smoke:
         ("an airline by header, path or host", named),
         ("writes go to the primary", writes),
         ("a request sees its own writes", own_writes),
+        ("so do the client's next requests", token),
         ("airlines apart, under load", apart),
         ("another airline's flight", strangers),
         ("no tenant, hostile tenants", refused),
@@ -460,12 +554,13 @@ class Smoke:
         ("a replica stops under load", replica_stops),
         ("no replica at all", no_replica),
         ("no primary", no_primary),
+        ("a failover, and back", failover),
         ("nothing is left in a transaction", nothing_held),
     )
 
 
 async def check_all(
-    address: str, cluster: EmbeddedCluster, flights: int, console: Console, relays: Relays | None = None
+    address: str, cluster: EmbeddedCluster, flights: int, console: Console, fleet: Fleet | None = None
 ) -> int:
     """Run the checks and print one line for each.
 
@@ -476,7 +571,7 @@ async def check_all(
     failures = 0
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as client:
-        smoke = Smoke(client, cluster, flights, relays)
+        smoke = Smoke(client, cluster, flights, fleet)
         for title, check in Smoke.CHECKS:
             started = time.monotonic()
             try:

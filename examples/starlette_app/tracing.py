@@ -1,4 +1,4 @@
-"""OpenTelemetry for the desk: spans go to the page, spans and metrics to a collector if configured."""
+"""OpenTelemetry for the desk: spans go to the page, spans and metrics to a collector if configured, spans to files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from pathlib import Path
 from typing import Final
 
 from opentelemetry import metrics, trace
@@ -18,6 +19,11 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from asgi_datasource.testing import TraceFiles
+
+FILES: Final = "DESK_TRACES"
+"""The variable with the folder that gets a file of each trace; without it there are none."""
+
 SEND_LIMIT_S: Final = 2.0
 """Seconds that the last spans may take at the end; a collector that does not answer must not hold up the exit."""
 
@@ -25,6 +31,7 @@ SEND_LIMIT_S: Final = 2.0
 def set_up(*processors: SpanProcessor) -> TracerProvider:
     """Install the SDK with these processors; with OTEL_EXPORTER_OTLP_ENDPOINT set, also an exporter to that address.
 
+    With DESK_TRACES set, each trace is a file in that folder, which Jaeger's page and `asgi-datasource trace` open.
     With OTEL_EXPORTER_OTLP_METRICS_ENDPOINT set, metrics are exported to that address every 5 seconds.
 
     Returns:
@@ -38,6 +45,8 @@ def set_up(*processors: SpanProcessor) -> TracerProvider:
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         # Half a second instead of five, so that a trace appears soon after its request.
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
+    if os.environ.get(FILES):
+        provider.add_span_processor(BatchSpanProcessor(TraceFiles(Path(os.environ[FILES])), schedule_delay_millis=500))
     trace.set_tracer_provider(provider)
     if os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"):
         reader = PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=5000)

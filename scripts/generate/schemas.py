@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from asgi_datasource.cli.traces.answers import QUESTIONS
 from asgi_datasource.config.changes import Kind, Weight
 from asgi_datasource.config.diagnostics import Code, EditKind, Severity
 from asgi_datasource.config.state import StateDocument
@@ -64,7 +65,7 @@ def diagnostics_schema() -> dict[str, Any]:
                 ),
             ],
         },
-        "docs": {"type": "string", "description": "The documentation of the code."},
+        "docs": {"type": "string", "description": "The command that prints the documentation of the code."},
     }
     return _document(
         "diagnostics",
@@ -201,6 +202,12 @@ def explanation_schema() -> dict[str, Any]:
         "assumed": {
             "type": "boolean",
             "description": "Whether all servers were assumed to be up and current; only on the command line.",
+        },
+        "assumed_tenants": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Tenants that were taken to be in the table of tenants_from, which was not read; only on the"
+            " command line.",
         },
     }
     return schema
@@ -496,6 +503,50 @@ def migration_report_schema() -> dict[str, Any]:
         },
         {},
     )
+
+
+def trace_schema() -> dict[str, Any]:
+    """The schema of `asgi-datasource trace --format json`."""
+    text, maybe_text = {"type": "string"}, {"type": ["string", "null"]}
+    milliseconds = {"type": "number", "minimum": 0, "description": "In milliseconds."}
+    attributes = {"type": "object", "description": "As in the file."}
+    event = _closed({"name": text, "attributes": attributes})
+    link = _closed({"trace_id": text, "span_id": text})
+    span = _closed(
+        {
+            "span_id": text,
+            "parent_id": maybe_text,
+            "depth": {"type": "integer", "minimum": 0, "description": "Spans above it in the file."},
+            "name": text,
+            "kind": {"enum": ["internal", "server", "client", "producer", "consumer"]},
+            "service": text,
+            "start_ms": {**milliseconds, "description": "Milliseconds since the start of the trace."},
+            "duration_ms": milliseconds,
+            "is_error": {"type": "boolean"},
+            "answers": {
+                "type": "object",
+                "description": "What it says, in words for people, by question; a later version may word it otherwise.",
+                "propertyNames": {"enum": list(QUESTIONS)},
+                "additionalProperties": text,
+            },
+            "attributes": attributes,
+            "events": {"type": "array", "items": event},
+            "links": {"type": "array", "items": link},
+        }
+    )
+    trace = _closed(
+        {
+            "trace_id": {**text, "pattern": "^[0-9a-f]{32}$"},
+            "name": {**text, "description": "Name of the request's span, or of the first one."},
+            "started_at": {**text, "format": "date-time"},
+            "duration_ms": milliseconds,
+            "is_error": {"type": "boolean", "description": "A span has failed, or there is a problem document."},
+            "tenants": {"type": "array", "items": text},
+            "references": {"type": "array", "items": text, "description": "Of problem documents."},
+            "spans": {"type": "array", "items": span, "description": "Parents before their children."},
+        }
+    )
+    return _document("trace", "Traces with their answers", {"traces": {"type": "array", "items": trace}}, {})
 
 
 def state_schema() -> dict[str, Any]:

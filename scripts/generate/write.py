@@ -22,6 +22,7 @@ from .schemas import (
     health_schema,
     migration_report_schema,
     state_schema,
+    trace_schema,
 )
 
 FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
@@ -35,11 +36,12 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "schemas/health/v1.json": health_schema,
     "schemas/migration-report/v1.json": migration_report_schema,
     "schemas/state/v1.json": state_schema,
+    "schemas/trace/v1.json": trace_schema,
     "deploy/grafana/dashboards/asgi-datasource.json": dashboard,
 }
 """The schemas in the repository: the configuration's for editors, and every published one; and the dashboard."""
 
-WRITTEN: Final = frozenset({"console", "diagnostics", "diff", "explain", "health", "migration-report"})
+WRITTEN: Final = frozenset({"console", "diagnostics", "diff", "explain", "health", "migration-report", "trace"})
 """Published documents that the library writes: what it writes now must follow the published schema."""
 
 PAGES: Final = {

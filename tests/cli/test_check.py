@@ -395,7 +395,7 @@ def test_an_invalid_configuration_is_not_checked(tmp_path: Path) -> None:
     path.write_text("version: 1\ndatasources: {}\n")
     done = call("check", path)
     assert (done.code, done.out) == (2, "")
-    assert "the configuration has 1 error:" in done.err
+    assert "the configuration has 1 error. Fix the configuration first:" in done.err
     assert "ADS024" in done.err
 
 

@@ -77,6 +77,12 @@ CHANGES = [
     ({"datasources__third": {"primary": {"url": "host=x"}}}, "datasource-added", "plain", "is new", []),
     ({"datasources__other": None}, "datasource-removed", "danger", "is gone", []),
     ({"transactions": {"deadline": "5s"}}, "setting", "notice", "'30s' becomes '5s'", []),
+    ({"transactions": {"rollback_on": ["5xx"]}}, "setting", "danger", "[4xx, 5xx] becomes [5xx]: what was rolled", []),
+    ({"transactions": {"rollback_on": ["4xx", "5xx", "3xx"]}}, "setting", "notice", "becomes [4xx, 5xx, 3xx]", []),
+    ({"transactions": {"default": "annotated"}}, "setting", "danger", "'request' becomes 'annotated': a request", []),
+    ({"tenancy__resolve": [{"query": "t"}, {"header": "X-Tenant"}]}, "setting", "danger", "another tenant's", []),
+    ({"datasources__orders__audit": {"on_start": "off"}}, "setting", "danger", "a role bypasses row security",
+     ["acme", "globex", "initech"]),
 ]  # fmt: skip
 
 
@@ -102,8 +108,12 @@ def test_markdown_for_a_pull_request(tmp_path: Path) -> None:
     diff(changed(tenants__acme__datasource="other"), tmp_path)
     done = call("diff", "old.json", "new.json", "--format", "markdown", cwd=tmp_path)
     assert done.out.startswith("### asgi-datasource: `old.json` → `new.json`\n\n1 change: 1 danger.\n")
-    assert "| :rotating_light: | `tenants.acme` | moves from datasource orders to other" in done.out
+    assert "| :rotating_light: danger | `tenants.acme` | moves from datasource orders to other" in done.out
     assert call("diff", "old.json", "new.json", cwd=tmp_path).code == 0
+    diff(changed(transactions={"deadline": "5s"}), tmp_path)
+    notice = call("diff", "old.json", "new.json", "--format", "markdown", cwd=tmp_path).out
+    assert "| :information_source: notice | `transactions.deadline` | '30s' becomes '5s' |" in notice
+    diff(changed(tenants__acme__datasource="other"), tmp_path)
     assert call("diff", "old.json", "new.json", "--exit-code", cwd=tmp_path).code == 1
 
 

@@ -139,11 +139,11 @@ def test_a_token_is_checked_with_the_secret(folder: Path) -> None:
     assert "consistency.secret is not looked up. Add --environment or --env-file" in done.err
 
 
-def test_tenants_of_a_table_are_unknown_offline(folder: Path) -> None:
+def test_tenants_of_a_table_without_defaults_are_unknown_offline(folder: Path) -> None:
     (folder / "datasource.yaml").write_text(CONFIG + "tenants_from: {datasource: orders, query: select 1 as name}\n")
     done = call("explain", "--tenant", "globex", cwd=folder)
     assert done.code == 1
-    assert "The tenants of tenants_from are in a table, which this command does not read." in done.out
+    assert "The tenants of tenants_from are in a table, which is read with --environment only." in done.out
 
 
 @pytest.mark.parametrize(

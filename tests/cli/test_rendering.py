@@ -69,7 +69,7 @@ error[ADS020]: unknown key
   |            ^^^^^^^^ datasources.orders.pool.max_sise
   |
   = fix: Did you mean 'max_size'?
-  = docs/diagnostics.md#ads020
+  = asgi-datasource rule ADS020
 """
 
 
@@ -79,7 +79,7 @@ def test_text_shows_the_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert '10 |       r1: {url: "…", wieght: 1}\n   |                      ^^^^^^ datasources' in text
     assert "   = see: routes[0].match at conf/datasource.yaml:19:6" in text
     assert text.endswith(
-        "conf/datasource.yaml: 7 errors, 3 warnings (1 ignored, with reasons); 6 can be fixed with --fix"
+        "conf/datasource.yaml: 8 errors, 3 warnings (1 ignored, with reasons); 6 can be fixed with --fix"
     )
     assert "\x1b" not in text
 
@@ -199,7 +199,7 @@ def test_junit_reports_the_file_as_failed(is_strict: bool, tmp_path: Path, monke
     failure = case.find("failure")
     assert failure is not None
     assert failure.text is not None
-    assert failure.text.count("ADS") == (len(found.diagnostics) if is_strict else 7)
+    assert failure.text.count("ADS") == (len(found.diagnostics) if is_strict else 8)
     good = ElementTree.fromstring(report(tmp_path, monkeypatch, GOOD).render("junit", Style()))
     assert good.find(".//failure") is None
 

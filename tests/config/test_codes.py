@@ -66,6 +66,6 @@ def test_most_codes_have_an_example() -> None:
 
 
 def test_each_diagnostic_links_to_its_page() -> None:
-    assert explain_code(Code.UNKNOWN_KEY).docs == "docs/diagnostics.md#ads020"
+    assert explain_code(Code.UNKNOWN_KEY).docs == "asgi-datasource rule ADS020"
     [problem] = examine({"version": 1, "datasources": {"a": {"primary": {"url": "host=db"}}}, "x": 1}).errors
-    assert problem.docs == "docs/diagnostics.md#ads020"
+    assert problem.docs == "asgi-datasource rule ADS020"

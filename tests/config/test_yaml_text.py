@@ -108,6 +108,12 @@ def test_refused_yaml(read: Read, text: str, code: Code, path: tuple[str | int, 
     assert problem.fix
 
 
+def test_a_second_merge_key_is_told_what_it_is(read: Read) -> None:
+    for text, fix in (("a: {<<: {x: 1}, <<: {y: 2}}", "Merge keys are not part"), ("a: 1\na: 2", "Keep one of them.")):
+        _, [problem] = read(text)
+        assert problem.fix.startswith(fix)
+
+
 def test_an_alias_bomb_is_refused_before_its_expansion(read: Read) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]

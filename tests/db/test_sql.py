@@ -156,6 +156,9 @@ QUERIES = """
 -- name: add_order(item)<!
 insert into orders (item) values (:item) returning id;
 
+-- name: add_whole_order(item)<!
+insert into orders (item) values (:item) returning id, item;
+
 -- name: add_orders*!
 insert into orders (item) values (:item);
 
@@ -200,13 +203,15 @@ async def test_query_files_of_aiosql(world: World, tmp_path: Path) -> None:
                 mandatory_parameters=False,
             )
             assert await by_place.find(db, "milk") == 2
+            assert await queries.add_whole_order(db, item="rice") == (4, "rice")
             assert [row async for row in queries.all_orders(db)] == [
                 OrderData(1, "tea"),
                 OrderData(2, "milk"),
                 OrderData(3, "salt"),
+                OrderData(4, "rice"),
             ]
             async with in_tuples.all_orders_cursor(db) as rows:
-                assert [row async for row in rows] == [(1, "tea"), (2, "milk"), (3, "salt")]
+                assert [row async for row in rows] == [(1, "tea"), (2, "milk"), (3, "salt"), (4, "rice")]
             with pytest.raises(DataError, match="on the session itself"):
                 await queries.prepare(db.write)
         with pytest.raises(DataError) as caught:
@@ -215,4 +220,4 @@ async def test_query_files_of_aiosql(world: World, tmp_path: Path) -> None:
         assert caught.value.kind is DataErrorKind.READ_ONLY
         async with registry.session("globex") as db:
             assert await queries.count_orders(db.read) == 0
-    assert await world.items() == ["tea", "milk", "salt"]
+    assert await world.items() == ["tea", "milk", "salt", "rice"]

@@ -314,6 +314,7 @@ async def test_an_annotation_holds_for_the_orm(world: World) -> None:
 async def test_isolation_is_set_for_the_transaction_that_comes(world: World) -> None:
     async with world.registry() as registry, registry.session("acme") as db:
         connection = await db.sqlalchemy.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        assert await connection.get_isolation_level() == "SERIALIZABLE"
         assert await connection.scalar(text("show transaction_isolation")) == "serializable"
         assert await db.fetch_value("show transaction_isolation") == "serializable"
         with pytest.raises(DataError, match="isolation"):

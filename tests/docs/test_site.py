@@ -12,6 +12,9 @@ import griffe
 import pytest
 
 import asgi_datasource
+import asgi_datasource.django
+import asgi_datasource.litestar
+import asgi_datasource.quart
 import asgi_datasource.testing
 from asgi_datasource import DataSession
 from scripts.docs_site import CrossReferences, linked_files, refer, rewrite_links
@@ -23,8 +26,9 @@ API = "".join(page.read_text() for page in sorted((ROOT / "docs" / "api").glob("
 def test_the_api_has_every_public_name() -> None:
     names = set(re.findall(r"^::: (\S+)$", API, re.MULTILINE))
     public = {f"asgi_datasource.{name}" for name in asgi_datasource.__all__}
-    public |= {f"asgi_datasource.testing.{name}" for name in asgi_datasource.testing.__all__}
-    assert names == public | {"asgi_datasource.health.HealthApp"}
+    for module in (asgi_datasource.testing, asgi_datasource.litestar, asgi_datasource.quart, asgi_datasource.django):
+        public |= {f"{module.__name__}.{name}" for name in module.__all__}
+    assert names == public | {"asgi_datasource.console.Console", "asgi_datasource.health.HealthApp"}
 
 
 def test_the_api_has_every_public_name_of_a_session() -> None:

@@ -424,6 +424,19 @@ async def test_connections_that_died_in_the_pool_are_replaced_before_they_are_le
     assert server.is_up
 
 
+async def test_a_connection_that_cannot_be_reset_is_not_lent_again(open_server: OpenServer) -> None:
+    """What a borrower has left in the session would reach the next one."""
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
+    many = "do $$ begin for n in 1..400 loop execute format('create temp table t%s (id int)', n); end loop; end $$"
+    await connection.exchange([Statement(many)])
+    exchange = await connection.exchange([Statement("set statement_timeout = '1ms'"), PID])
+    before = scalar(exchange)
+    await server.reclaim(connection)
+    assert connection.closed
+    assert await ask(server) != before
+
+
 async def test_a_connection_is_closed_at_the_last_message_of_its_server(
     cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:

@@ -24,6 +24,7 @@ from asgi_datasource.testing import EmbeddedCluster
 from starlette_app import tracing
 from starlette_app.demo import Console
 from starlette_app.smoke import check_all
+from tests.cli.run import call
 from tests.examples.otlp_collector import Collector, ReceivedSpan
 
 REPOSITORY = Path(__file__).parents[2]
@@ -117,12 +118,19 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def demo(collector: Collector) -> Iterator[Demo]:
-    with running(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as demo:
+def trace_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("traces")
+
+
+@pytest.fixture(scope="module")
+def demo(collector: Collector, trace_files: Path) -> Iterator[Demo]:
+    with running("--traces", str(trace_files), OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as demo:
         yield demo
 
 
-def test_spans_of_a_request_arrive_at_a_collector(demo: Demo, collector: Collector) -> None:
+def test_spans_of_a_request_arrive_at_a_collector_and_in_a_file(
+    demo: Demo, collector: Collector, trace_files: Path
+) -> None:
     trace_id = os.urandom(16).hex()
     headers = {"X-Tenant": "dl", "traceparent": f"00-{trace_id}-{os.urandom(8).hex()}-01"}
     with httpx.Client(base_url=demo.address) as client:
@@ -149,6 +157,11 @@ def test_spans_of_a_request_arrive_at_a_collector(demo: Demo, collector: Collect
     ids = {span.span_id for span in spans}
     assert all(span.parent_id in ids for span in spans if span is not request)
     assert "secret" not in repr(spans)
+
+    assert wait_until(lambda: any(trace_files.glob(f"*-POST-flights*-{trace_id[:8]}.json")))
+    printed = call("trace", *trace_files.glob(f"*-{trace_id[:8]}.json"), "--trace-id", trace_id)
+    assert printed.code == 0, printed.err
+    assert "├─ airlines → primary (write)" in printed.out
 
 
 async def test_a_dead_collector_does_not_hold_up_the_end() -> None:

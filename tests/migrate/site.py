@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from asgi_datasource import load
-from asgi_datasource.migrate import Events, MigrationReport, Migrator, Progress
+from asgi_datasource.migrate import Events, MigrationReport, Migrator
 from asgi_datasource.testing import EmbeddedCluster
 from tests.cli.run import Ran, call
 from tests.kept_databases import empty_database
@@ -72,9 +72,8 @@ class Site:
         self.schemas += names
         self.configure()
 
-    def migrator(self, *, ended: Callable[[Progress], None] | None = None) -> Migrator:
-        events = Events() if ended is None else Events(ended=ended)
-        return Migrator(load(self.config), events=events)
+    def migrator(self, **events: Callable[..., None]) -> Migrator:
+        return Migrator(load(self.config), events=Events(**events))
 
     async def apply(self, **options: Any) -> MigrationReport:
         return await self.migrator().apply(**options)

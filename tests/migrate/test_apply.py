@@ -56,6 +56,23 @@ async def test_the_shared_part_and_every_tenant_come_to_their_head_and_stay_ther
     assert await site.advisory_locks() == 0
 
 
+async def test_a_shared_migration_creates_the_schemas_of_tenants_and_one_run_brings_them_to_their_head(
+    site: Site,
+) -> None:
+    site.write(**FILES, **{"shared__0002_tenants.sql": "create schema acme; create schema globex;"})
+    site.schemas += ["acme", "globex", "initech"]
+    site.configure()
+    done = site.command("apply", "--to", "1")
+    assert (done.code, (await site.plan()).verdict) == (1, Verdict.FAILED)
+    report = await site.apply()
+    assert {one.name: (one.version, one.applied, one.standing) for one in report.schemas} == {
+        "orders (shared)": (2, ["0002_tenants"], Standing.AT_HEAD),
+        "acme": (2, ["0001_orders", "0002_note"], Standing.AT_HEAD),
+        "globex": (2, ["0001_orders", "0002_note"], Standing.AT_HEAD),
+        "initech": (0, [], Standing.REFUSED),
+    }
+
+
 async def test_a_migration_that_fails_leaves_nothing_and_the_next_run_goes_on_there(site: Site) -> None:
     site.write(**FILES, **{"tenant__0003_seed.sql": "create table seeds (id int);\n\ninsert into seed values (1);"})
     await site.add_schemas(["acme", "globex"])

@@ -82,7 +82,9 @@ async def test_a_stage_begins_when_the_one_before_has_had_no_failure(site: Site)
     stages = [{"name": "canary", "tenants": ["globex"]}, {"name": "early", "tenants": ["initech"]}, {"name": "rest"}]
     site.set(stages=stages)
     await site.add_schemas(["acme", "globex", "initech"])
-    report = await site.apply()
+    told: list[str] = []
+    report = await site.migrator(told=told.append).apply()
+    assert told[-1] == "stage canary: 1 failed; the stages after it do not begin"
     assert {one.name: (one.standing, one.version) for one in report.schemas} == {
         "acme": (Standing.PENDING, 0),
         "globex": (Standing.FAILED, 1),

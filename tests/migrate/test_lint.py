@@ -130,7 +130,7 @@ def test_findings_have_their_place_and_the_formats_of_validate(tmp_path: Path) -
     assert text.code == 1
     assert "error[ADS201]" in text.out
     assert "0002_index.sql:3:3" in text.out
-    assert "docs/diagnostics.md#ads201" in text.out
+    assert "asgi-datasource rule ADS201" in text.out
     document = json.loads(call("migrate", "lint", "--format", "json", cwd=tmp_path).out)
     jsonschema.validate(document, json.loads((ROOT / "schemas/diagnostics/v1.json").read_text()))
     assert [one["code"] for one in document["diagnostics"]] == ["ADS201", "ADS210"]

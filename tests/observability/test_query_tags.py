@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import session
+from asgi_datasource.drivers.psycopg.read_sharing import ReadShare, ReadSharing
 from asgi_datasource.observability.query_tags import MAX_APPLICATION_NAME, TagOptions, route_of
 from tests.apps import client
 from tests.guarantees.test_cost import always, on_one_replica, open_meter
@@ -68,6 +70,32 @@ async def test_the_server_shows_the_route_of_each_statement(world: World) -> Non
         assert row is not None
         assert "/*" not in row["query"]
         assert "GET" not in row["application_name"]
+
+
+async def test_reads_that_share_a_connection_have_the_tags_of_their_own_routes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[ReadShare] = []
+    lend = ReadSharing.share
+
+    def counting(self: ReadSharing, *arguments: Any) -> ReadShare:
+        shared.append(lend(self, *arguments))
+        return shared[-1]
+
+    async def tell(request: Request) -> Response:
+        return JSONResponse(await session(request).read.fetch_one(OWN, [1]))
+
+    monkeypatch.setattr(ReadSharing, "share", counting)
+    names = ("orders", "planes", "desks")
+    made = config(world, sqlcommenter="route", application_name=True, spans=False)
+    async with client(world, [Route(f"/{name}", tell) for name in names], **made) as http:
+        for _ in range(5):
+            answers = await asyncio.gather(*(http.get(f"/{name}") for name in names * 4))
+            for name, answer in zip(names * 4, answers, strict=True):
+                told = answer.json()
+                assert told["query"].endswith(f"/*route='GET%20%2F{name}'*/"), told
+                assert told["application_name"] == f"GET /{name}"
+    assert shared
 
 
 async def test_the_server_shows_the_trace_of_each_statement(world: World, spans: InMemorySpanExporter) -> None:

@@ -22,6 +22,8 @@ SUMMARIES = [
     ("select 1 from t where x in (select y from u)", "SELECT t SELECT u"),
     ("with a as (insert into o values (1) returning id) select * from a", "INSERT o SELECT a"),
     ("call place('x')", "CALL place"),
+    ("explain (analyze, verbose) select 1 from t", "EXPLAIN SELECT t"),
+    ("explain (analyze", "EXPLAIN"),
     ("create table t (id int)", "CREATE TABLE t"),
     ("drop table orders", "DROP TABLE orders"),
     ("truncate orders", "TRUNCATE orders"),

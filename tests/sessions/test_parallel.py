@@ -303,6 +303,19 @@ async def test_a_function_concurrent_with_another_tasks_transaction_has_its_own(
     assert await world.items() == ["held", "whole"]
 
 
+async def test_a_stream_outside_of_a_transaction_reads_where_a_read_would(world: World) -> None:
+    seen: list[bool] = []
+
+    async def body(db: DataSession) -> None:
+        seen.extend([row["replica"] async for row in db.stream("select pg_is_in_recovery() as replica")])
+
+    for default in ("annotated", "request"):
+        async with world.registry(transactions={"default": default}) as registry:
+            assert (await request(registry, body)).status == 201
+    # A POST writes: its statements share a transaction, unless only annotated functions have one.
+    assert seen == [True, False]
+
+
 async def test_a_stream_concurrent_with_another_tasks_transaction_has_its_own_snapshot(world: World) -> None:
     async def numbers(db: DataSession) -> list[int]:
         return [row["n"] async for row in db.stream("select n from generate_series(1, 5) n", size=2)]

@@ -33,8 +33,19 @@ class Project:
         for name, text in files.items():
             (self._tests / f"{name}.py").write_text(textwrap.dedent(text))
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run its tests, with warnings as errors."""
+    def add(self, name: str, text: str) -> None:
+        """Write a file in a folder."""
+        file = self._tests / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(text))
+
+    def run(self, *arguments: str, asyncio: str = "no:asyncio") -> subprocess.CompletedProcess[str]:
+        """Run its tests, with warnings as errors.
+
+        Args:
+            arguments: Of pytest.
+            asyncio: pytest's option `-p`, about pytest-asyncio.
+        """
         paths = os.pathsep.join((str(self._site), str(ROOT)))
         return subprocess.run(
             [
@@ -46,7 +57,7 @@ class Project:
                 "-p",
                 "no:cacheprovider",
                 "-p",
-                "no:asyncio",
+                asyncio,
                 "-q",
                 *arguments,
             ],

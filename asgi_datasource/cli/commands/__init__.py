@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "tenants": Entry("create, list, change, move and drop tenants; print the SQL of policies", "tenants"),
     "migrate": Entry("plan, apply and check the migrations of every datasource and tenant", "migrate"),
     "top": Entry("show what a running process does, by its console", "top"),
+    "trace": Entry("print the traces of a file, with the answers about routing in words", "trace"),
     "outbox": Entry("install the outbox, run a relay, show what waits, handle dead events", "outbox"),
 }
 """All commands, in the order of the help."""

@@ -13,8 +13,8 @@ from ..rendering import FORMATS, Report
 from ..sources import (
     environment,
     examine_file,
-    find_file,
     load_or_refuse,
+    named_file,
     offer_environment,
     offer_file,
     offer_overlays,
@@ -32,7 +32,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, console: Console) -> Report:
     """Query every server."""
-    file: str = options.file or find_file()
+    file = named_file(options)
     findings = examine_file(file, options, environment(options))
     config = load_or_refuse(findings)
     servers = sum(1 + len(datasource.replicas) for datasource in config.datasources.values())

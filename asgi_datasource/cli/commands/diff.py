@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...config import Change, ChangeWeight, describe_changes, find_changes
 from ..command import ExitCode, offer_formats
 from ..console import Console, Style
-from ..sources import environment_on_request, load_config, offer_environment, offer_overlays
+from ..sources import environment_on_request, load_config, named_file, offer_environment, offer_overlays
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,11 @@ class Difference:
         head = f"### asgi-datasource: `{self.old}` → `{self.new}`\n"
         if not self.changes:
             return f"{head}\nNothing changes for any tenant."
-        signs = {ChangeWeight.DANGER: ":rotating_light:", ChangeWeight.NOTICE: ":warning:", ChangeWeight.PLAIN: ""}
+        signs = {
+            ChangeWeight.DANGER: ":rotating_light: danger",
+            ChangeWeight.NOTICE: ":information_source: notice",
+            ChangeWeight.PLAIN: "plain",
+        }
         rows = [
             f"| {signs[change.weight]} | `{change.key}` | {_escape(change.message)} | {_escape(_affected(change))} |"
             for change in self.changes
@@ -92,7 +96,8 @@ def _count(changes: tuple[Change, ...]) -> str:
 def configure(parser: ArgumentParser) -> None:
     """Add the two files."""
     parser.add_argument("old", metavar="OLD", help="the old file, such as the main branch's")
-    parser.add_argument("new", metavar="NEW", help="the new file")
+    parser.add_argument("file", nargs="?", metavar="NEW", help="the new file; default: datasource.yaml")
+    parser.add_argument("--config", metavar="FILE", help="the same as NEW")
     parser.add_argument("--exit-code", action="store_true", help="exit with 1 when a change is dangerous")
     offer_overlays(parser)
     offer_environment(parser, is_optional=True)
@@ -102,5 +107,6 @@ def configure(parser: ArgumentParser) -> None:
 def run(options: Namespace, console: Console) -> Difference:
     """Load and compare both files."""
     variables = environment_on_request(options)
-    old, new = (load_config(file, options, variables) for file in (options.old, options.new))
-    return Difference(options.old, options.new, tuple(find_changes(old, new)), options.exit_code)
+    file = named_file(options)
+    old, new = (load_config(each, options, variables) for each in (options.old, file))
+    return Difference(options.old, file, tuple(find_changes(old, new)), options.exit_code)

@@ -1,4 +1,7 @@
-"""`asgi-datasource explain FILE`: which server a request goes to, and why not to another. It connects to no server."""
+"""`asgi-datasource explain FILE`: which server a request goes to, and why not to another.
+
+It connects to no server, except for the tenants of `tenants_from` when references are resolved.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..command import CannotRun, ExitCode, offer_formats
 from ..console import Console, Style
-from ..sources import environment_on_request, find_file, load_config, offer_environment, offer_file, offer_overlays
+from ..sources import (
+    environment_on_request,
+    find_application,
+    load_config,
+    named_file,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 
 if TYPE_CHECKING:
-    from ...registry.explain import Explanation
-    from ...registry.runtime_config import RuntimeConfig
+    from ...config import StateDocument
+    from ...registry.explain import Explanation, Question
+    from ...registry.registry import DataSourceRegistry
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +38,15 @@ class Explained:
         file: The configuration.
         explanation: The routing of the request.
         is_assumed: Whether every server was assumed to be up and current, because no state was given.
-        has_table: Whether there are further tenants in a table, which are unknown here.
+        has_table: Whether there are further tenants in a table, which was not read.
+        assumed_tenants: Names that were taken to be in that table.
     """
 
     file: str
     explanation: Explanation
     is_assumed: bool
     has_table: bool = False
+    assumed_tenants: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> ExitCode:
@@ -43,17 +57,24 @@ class Explained:
         """The explanation as text or as JSON."""
         document = self.explanation.document()
         if form == "json":
-            return json.dumps({"file": self.file, **document, "assumed": self.is_assumed}, indent=2, ensure_ascii=False)
+            assumed = {"assumed": self.is_assumed, "assumed_tenants": list(self.assumed_tenants)}
+            return json.dumps({"file": self.file, **document, **assumed}, indent=2, ensure_ascii=False)
         return "\n".join(
             [_title(document, style), *_facts(document, style), *_servers(document, style), *self._notes()]
         )
 
     def _notes(self) -> list[str]:
-        if self.has_table and self.explanation.tenant is None and not self.explanation.is_exempt:
-            return ["", "The tenants of tenants_from are in a table, which this command does not read."]
+        notes: list[str] = []
+        if self.assumed_tenants:
+            notes.append(
+                f"The tenant {self.assumed_tenants[0]!r} is taken to be in the table of tenants_from, with the defaults"
+                " there; with --environment, the table is read."
+            )
+        elif self.has_table and self.explanation.tenant is None and not self.explanation.is_exempt:
+            notes.append("The tenants of tenants_from are in a table, which is read with --environment only.")
         if self.is_assumed and self.explanation.servers:
-            return ["", "No --state was given: every server is taken to be up and current, at a position not known."]
-        return []
+            notes.append("No --state was given: every server is taken to be up and current, at a position not known.")
+        return ["", *notes] if notes else []
 
 
 def _title(document: dict[str, Any], style: Style) -> str:
@@ -127,6 +148,16 @@ def configure(parser: ArgumentParser) -> None:
     request.add_argument("--pinned", action="store_true", help="the request has already written")
     request.add_argument("--sticky", metavar="REPLICA", help="the replica that the request has already read from")
     parser.add_argument("--state", metavar="FILE", help="the servers' state: JSON as returned by registry.state()")
+    parser.add_argument(
+        "--down",
+        action="append",
+        default=[],
+        metavar="SERVER",
+        help="a server that is down: r1 or orders.r1; repeatable",
+    )
+    parser.add_argument(
+        "--lag", action="append", default=[], metavar="SERVER=TIME", help="a replica's lag: r1=3s; repeatable"
+    )
     offer_overlays(parser)
     offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "json")
@@ -138,13 +169,16 @@ def run(options: Namespace, console: Console) -> Explained:
     from pydantic import SecretStr
 
     from ...config import read_state
-    from ...errors import ConfigError
-    from ...registry.compiler import compile_config
+    from ...errors import ConfigError, DataError
     from ...registry.explain import Question, as_position, explain
+    from ...registry.registry import compile as compile_registry
     from ...routing import AccessIntent
+    from ..assumptions import AssumedTenants, assume_state
 
-    file: str = options.file or find_file()
-    config = load_config(file, options, environment_on_request(options))
+    find_application()
+    file = named_file(options)
+    variables = environment_on_request(options)
+    config = load_config(file, options, variables)
     consistency = config.consistency
     if consistency.token != "off" and consistency.secret is None:  # noqa: S105 - a word of the configuration
         if any(as_position(text) is None for text in options.token):
@@ -165,12 +199,41 @@ def run(options: Namespace, console: Console) -> Explained:
         sticky=options.sticky,
     )
     try:
-        state = None if options.state is None else read_state(options.state)
-        compiled = compile_config(config)
-        explanation = asyncio.run(explain(compiled, question, state or read_state(_all_is_well(compiled))))
+        given = None if options.state is None else read_state(options.state)
+        registry = compile_registry(config)
+        compiled = registry.compiled
+        state = assume_state(compiled, given, down=_names(options.down), lags=_names(options.lag))
+        assumed = None
+        if variables is None and config.tenants_from is not None:
+            directory = compiled.admission.directory
+            assumed = AssumedTenants(config, config.tenants_from, directory)
+            directory.learn_from(assumed)
+            explanation = asyncio.run(explain(compiled, question, state))
+        else:
+            explanation = asyncio.run(_explain(registry, question, state))
     except ConfigError as error:
         raise CannotRun(str(error), "Fix that first.") from None
-    return Explained(file, explanation, options.state is None, has_table=compiled.catalog is not None)
+    except DataError as error:
+        fix = "Start the server of tenants_from, or leave out --environment: its defaults are then taken."
+        raise CannotRun(error.located_message, fix) from None
+    return Explained(
+        file,
+        explanation,
+        is_assumed=given is None and not options.down and not options.lag,
+        has_table=variables is None and config.tenants_from is not None,
+        assumed_tenants=() if assumed is None else tuple(assumed.names),
+    )
+
+
+async def _explain(registry: DataSourceRegistry, question: Question, state: StateDocument) -> Explanation:
+    from ...registry.explain import explain
+
+    async with registry.tenants_loaded():
+        return await explain(registry.compiled, question, state)
+
+
+def _names(given: list[str]) -> list[str]:
+    return [name.strip() for text in given for name in text.split(",") if name.strip()]
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -178,13 +241,3 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip().isascii():
         raise CannotRun(f"{text!r} is no header", "Write it as NAME:VALUE.")
     return name.strip(), value.strip()
-
-
-def _all_is_well(compiled: RuntimeConfig) -> dict[str, Any]:
-    """The state in which every server is up and current."""
-    current = {"age_s": 0.0, "lag_s": 0.0}
-    names = {name: [node.name for node in ds.topology.replicas] for name, ds in compiled.datasources.items()}
-    return {
-        "version": 1,
-        "datasources": {name: {"servers": dict.fromkeys(replicas, current)} for name, replicas in names.items()},
-    }

@@ -13,7 +13,16 @@ from ...migrate import MigrationReport, Migrator, Problem, Scope, has_migrations
 from ..command import CannotRun, Result, offer_formats
 from ..console import Console
 from ..rendering import FORMATS
-from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
+from ..sources import (
+    environment,
+    examine_file,
+    find_application,
+    load_or_refuse,
+    named_file,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 from .migrate_lint import lint_folders
 from .migrate_new import write_next
 from .migrate_output import Changed, Planned, Status
@@ -26,7 +35,9 @@ def configure(parser: ArgumentParser) -> None:
 
     def add(name: str, summary: str, *, tenants: bool = True) -> ArgumentParser:
         made = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+        if name == "new":
+            made.add_argument("name", metavar="NAME", help="what it does: add_orders")
+        offer_file(made)
         if tenants:
             made.add_argument(
                 "--tenant", action="append", metavar="NAME", help="this tenant only; repeatable; default: everything"
@@ -59,7 +70,6 @@ def configure(parser: ArgumentParser) -> None:
     down.add_argument("--scope", choices=("tenant", "shared"), default="tenant", help="default: tenant")
     down.add_argument("--yes", action="store_true", help="do not ask")
     new = add("new", "write the next file", tenants=False)
-    new.add_argument("name", metavar="NAME", help="what it does: add_orders")
     new.add_argument("--scope", choices=("tenant", "shared"), default="tenant", help="default: tenant")
     new.add_argument("--python", action="store_true", help="a Python step")
     new.add_argument("--down", action="store_true", help="with a file that takes it back")
@@ -74,7 +84,8 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, console: Console) -> Result:
     """Run the operation."""
-    file: str = options.config or find_file()
+    find_application()
+    file = named_file(options)
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
     if not (config.migrate or (has_migrations(config) and options.operation in _WITHOUT_FILES)):

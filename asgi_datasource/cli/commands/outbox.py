@@ -9,6 +9,7 @@ import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -19,7 +20,17 @@ from ...registry.outbox import relay_sites
 from ...registry.registry import compile as compile_registry
 from ..command import CannotRun, Clean, ExitCode, Result, offer_formats
 from ..console import Console, Style
-from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
+from ..sources import (
+    environment,
+    examine_file,
+    find_application,
+    load_or_refuse,
+    named_file,
+    offer_config,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 
 T = TypeVar("T")
 
@@ -135,9 +146,16 @@ def configure(parser: ArgumentParser) -> None:
     """Add a subcommand for each operation."""
     commands = parser.add_subparsers(title="operations", metavar="OPERATION", required=True, dest="operation")
 
-    def add(to: Any, name: str, summary: str) -> ArgumentParser:
+    def add(to: Any, name: str, summary: str, *, events: bool = False) -> ArgumentParser:
         made: ArgumentParser = to.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+        if events:
+            made.add_argument(
+                "events", nargs="*", metavar="EVENT", help="the ids, as `outbox dead list` shows them; then FILE"
+            )
+            made.set_defaults(file=None)
+            offer_config(made)
+        else:
+            offer_file(made)
         offer_overlays(made)
         offer_environment(made)
         return made
@@ -152,10 +170,9 @@ def configure(parser: ArgumentParser) -> None:
     inner = dead.add_subparsers(title="operations", metavar="OPERATION", required=True, dest="dead")
     listing = add(inner, "list", "list dead events, without their payloads")
     listing.add_argument("--limit", type=int, default=100, metavar="COUNT", help="most of each database; default: 100")
-    replay = add(inner, "replay", "try dead events again; their ids stay")
-    discard = add(inner, "discard", "delete dead events")
+    replay = add(inner, "replay", "try dead events again; their ids stay", events=True)
+    discard = add(inner, "discard", "delete dead events", events=True)
     for made in (replay, discard):
-        made.add_argument("events", nargs="*", metavar="EVENT", help="the ids, as `outbox dead list` shows them")
         made.add_argument("--all", action="store_true", help="all dead events of all databases")
     for made in (listing, replay, discard):
         offer_formats(made, "text", "json")
@@ -163,7 +180,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, console: Console) -> Result:
     """Run the operation."""
-    file: str = options.config or find_file()
+    if getattr(options, "events", None) and Path(options.events[-1]).suffix:
+        # argparse gives the last argument to EVENT as well: an id has no suffix.
+        options.file = options.events.pop()
+    find_application()
+    file = named_file(options)
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
     operation = options.operation if options.operation != "dead" else f"dead {options.dead}"

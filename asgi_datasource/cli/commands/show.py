@@ -12,8 +12,8 @@ from ..console import Console, Style
 from ..sources import (
     environment_on_request,
     examine_file,
-    find_file,
     load_or_refuse,
+    named_file,
     offer_environment,
     offer_file,
     offer_overlays,
@@ -61,7 +61,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, console: Console) -> Shown:
     """Find the origin of every value."""
-    file: str = options.file or find_file()
+    file = named_file(options)
     variables = environment_on_request(options)
     findings = examine_file(file, options, variables)
     config = load_or_refuse(findings)

@@ -16,7 +16,16 @@ from ...tenancy import PolicyRules, policy_sql
 from ...tenancy.provisioning import Operation, Provisioner, Record, UnderWay, compile_provisioning
 from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
 from ..console import Console, Style
-from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
+from ..sources import (
+    environment,
+    examine_file,
+    find_application,
+    load_or_refuse,
+    named_file,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,7 @@ def configure(parser: ArgumentParser) -> None:
         made = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         for given in names:
             made.add_argument(given, metavar=given.upper())
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+        offer_file(made)
         offer_overlays(made)
         offer_environment(made)
         return made
@@ -162,7 +171,8 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
         raise CannotRun(
             f"dropping {options.name!r} drops all that it has", f"If that is meant, add --yes {options.name}."
         )
-    file: str = options.config or find_file()
+    find_application()
+    file = named_file(options)
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
     migrations = NewTenants(config, tell=console.progress) if has_migrations(config) else None

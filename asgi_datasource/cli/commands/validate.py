@@ -16,6 +16,7 @@ from ..sources import environment_on_request, examine_file, find_file, offer_env
 def configure(parser: ArgumentParser) -> None:
     """Add the files and the strictness."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="the same as FILE; repeatable")
     parser.add_argument("--fix", action="store_true", help="apply the safe fixes to the files")
     parser.add_argument(
         "--hook",
@@ -30,7 +31,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, console: Console) -> Report:
     """Examine each file."""
-    files: list[str] = options.files or [find_file()]
+    files: list[str] = [*options.files, *options.config] or [find_file()]
     variables = environment_on_request(options)
 
     def look(file: str) -> Findings:

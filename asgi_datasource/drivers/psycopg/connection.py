@@ -526,7 +526,9 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         While other borrowers' reads are in progress nothing is stopped, and the rest of the answer is dropped.
         """
         receiver = self._receiver
-        if receiver is exchange or (isinstance(receiver, SharedPipeline) and exchange in receiver.queue):
+        if receiver is not None and (
+            receiver is exchange or (isinstance(receiver, SharedPipeline) and exchange in receiver.queue)
+        ):
             if self.stop_sharing():
                 await self._stop(receiver)
                 exchange.timed_out = exchange.error is not None

@@ -15,6 +15,7 @@ from typing import Final, NoReturn, Protocol
 from psycopg import InterfaceError
 
 from ...concurrency.fair_queue import TenantQuota
+from ...observability.query_tags import QueryTag
 from ...observability.recording import UseRecorder
 from ...routing import Position
 from ..protocol import TenantIdentity
@@ -87,6 +88,7 @@ class ReadShare:
         self.tenant = tenant
         self.quota: TenantQuota | None = None
         self.use: UseRecorder | None = None
+        self.tag: QueryTag | None = None
         self.is_over = False
         """It was returned."""
         self.timeline = connection.timeline
@@ -163,10 +165,12 @@ class ReadShare:
             return None
         self._sharing.prepare(connection, self.tenant)
         connection.is_joining = True
+        tag_of_borrower, connection.tag = connection.tag, self.tag
         try:
             self._exchange = connection.send_one(envelope, settings, query, params, deadline=deadline, now=now)
         finally:
             connection.is_joining = False
+            connection.tag = tag_of_borrower
         return self._exchange
 
     async def finish(self, exchange: Pipeline) -> None:

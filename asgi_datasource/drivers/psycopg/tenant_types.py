@@ -176,7 +176,7 @@ def load_python_class(path: str) -> type[Any]:
     """
     try:
         found = import_object(path)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise ConfigError(f"types: the class {path!r} cannot be imported: {error}") from error
     if not isinstance(found, type):
         raise ConfigError(f"types: {path!r} is not a class")

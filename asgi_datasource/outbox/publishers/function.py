@@ -48,7 +48,7 @@ def load_publisher(path: str) -> OutboxPublisher:
     """
     try:
         found = import_object(path)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         raise ConfigError(f"outbox.publisher.callable: {path} cannot be imported: {error}") from error
     if inspect.isclass(found):
         found = found()

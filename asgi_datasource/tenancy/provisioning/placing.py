@@ -10,6 +10,7 @@ from uuid import UUID
 
 from ...config import EVERY_OTHER, MAX_NAME_BYTES, PLACEHOLDER
 from ...config.hostnames import lies_within, normalize_host
+from ...config.name_pattern import compile_name_pattern
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
 from .ledger import Ledger, Placement, Record
@@ -200,7 +201,9 @@ class Placing:
         Raises:
             DataError: TENANT (400): it does not match the pattern, or holds control characters or a placeholder.
         """
-        if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None or not re.fullmatch(self._plan.pattern, name):
+        # The engine of the requests, so that a name that is served can be created, and the other way round.
+        matches = compile_name_pattern(self._plan.pattern)
+        if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None or not matches(name):
             raise DataError(
                 DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name: see tenancy.pattern", http_status=400
             )

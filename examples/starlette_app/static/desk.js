@@ -1,21 +1,14 @@
 // The page: asks the desk for its last requests, draws them, and sends some of its own. No library, no build step.
 
-const REASONS = {
-  balanced: "a read: the next replica in turn",
-  sticky: "the request read from this replica before: one request sees one server",
-  write: "a write: always the primary",
-  pinned: "the request has written: its reads see it, on the primary",
-  transaction: "inside the request's open transaction",
-  strong: "the route asks for the primary",
-  failover: "the first choice did not answer: the next one",
-  unhealthy: "no replica is up: the primary stands in, read only",
-  no_replicas: "this datasource has no replicas",
-};
+import { $, answered, call, ending, GONE, h, hop, merge, number, pick, pill, REASONS, story, TOKEN } from "./common.js";
+import { askForStrangers, readOwnWrite } from "./contests.js";
+import { open } from "./detail.js";
+
 const ENDS = {
-  committed: ["committed", "2xx or 3xx: the data is there", "committed"],
+  committed: ["committed", "2xx or 3xx: the data is there", "good"],
   rolled_back: ["rolled back", "4xx, 5xx, or a COMMIT that failed", "bad"],
   read: ["read only", "nothing to commit, no connection held", "read"],
-  none: ["no SQL", "no connection taken at all", "none"],
+  none: ["no SQL", "no connection taken, or no server answered", "muted"],
   unknown: ["unknown", "outcome unknown: answered with an error", "bad"],
 };
 const ISOLATION = {
@@ -24,23 +17,11 @@ const ISOLATION = {
   rows: ["Shared tables, row security", "airlines"],
 };
 const NODES = ["primary", "r1", "r2"];
-const COLOURS = { read: "#4cc2ff", write: "#ffb938", pinned: "#c7a6ff", bad: "#ff7b7b", committed: "#47d7a0", none: "#5b6f92" };
-
-const $ = (id) => document.getElementById(id);
-const text = (value) => document.createTextNode(value);
-function h(tag, props = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [key, value] of Object.entries(props)) {
-    if (key === "class") element.className = value;
-    else if (key === "style") element.style.cssText = value;
-    else if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value !== undefined && value !== null) element.setAttribute(key, value);
-  }
-  element.append(...children.filter((child) => child !== null).map((child) => (typeof child === "object" ? child : text(child))));
-  return element;
+const colours = {};            // of the canvases, from the style sheet: it knows dark and light
+function readColours() {
+  const style = getComputedStyle(document.documentElement);
+  for (const name of ["read", "write", "pinned", "bad", "good", "line", "r1", "r2", "primary", "muted"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
 }
-const pick = (list) => list[Math.floor(Math.random() * list.length)];
-const number = (value) => value.toLocaleString("en");
 
 const state = {
   airlines: [], tenant: "dl", last: 0, records: [], filter: "all", report: "hours",
@@ -51,27 +32,18 @@ const state = {
 
 // ---------------------------------------------------------------------------------------------------- talking
 
-async function call(tenant, method, path, body) {
-  const headers = { "X-Desk-Page": "1" };
-  if (tenant) headers["X-Tenant"] = tenant;
-  if (body !== undefined) headers["Content-Type"] = "application/json";
-  const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  const content = await response.json().catch(() => null);
-  return { status: response.status, content, number: Number(response.headers.get("x-request-number")) };
-}
-
 async function flightsOf(tenant) {
   if (!state.flights.has(tenant)) {
     const { status, content } = await call(tenant, "GET", `/flights?date=${$("day").value}&limit=200`);
-    if (status !== 200) return [];
+    if (status !== 200) throw new Error(`The flights of ${tenant.toUpperCase()} were answered with ${status}`);
     state.flights.set(tenant, content);
   }
+  if (!state.flights.get(tenant).length) throw new Error(`${tenant.toUpperCase()} has no flights on ${$("day").value}: choose another day`);
   return state.flights.get(tenant);
 }
 
 // ---------------------------------------------------------------------------------------------------- the feed
 
-const GONE = "The desk does not answer. Is scripts/demo still running?";
 let pollErrors = 0;
 async function poll() {
   try {
@@ -81,7 +53,7 @@ async function poll() {
     if (last < state.last) state.records = [];            // the desk was started anew
     const isFirst = state.last === 0;
     state.last = last;
-    pollErrors = 0;
+    if (pollErrors) isGone(false);
     drawServers(servers);
     drawRelays(relays);
     requests.forEach((record, index) => {
@@ -93,14 +65,27 @@ async function poll() {
       drawLog(isFirst ? 0 : requests.length);
       drawMatrix();
       drawWhy();
-      if (!isFirst) tick(state.records);
+      if (!isFirst) tick(true);
     }
     for (const record of requests) state.waiting.get(record.number)?.(record);
   } catch (error) {
-    if (++pollErrors === 4) $("ticker").textContent = GONE;
+    if (++pollErrors === 3) isGone(true);
   }
   setTimeout(poll, document.hidden ? 2000 : 350);
 }
+
+// Without the desk, the stage shows the past: it says so, and greys out.
+function isGone(gone) {
+  if (!gone) pollErrors = 0;
+  document.body.classList.toggle("gone", gone);
+  $("gone").hidden = !gone;
+  $("gone").textContent = gone ? GONE : "";
+  for (const button of document.querySelectorAll(".action, .server button")) button.disabled = gone;
+  if (gone) planes.length = 0;
+  else for (const node of NODES) delete cards[node].buttons.dataset.shown;
+}
+
+const leaderOf = (servers) => Object.keys(servers ?? {}).find((name) => servers[name].is_primary) ?? "primary";
 
 function count(record) {
   state.total += 1;
@@ -108,16 +93,16 @@ function count(record) {
   const mine = state.perTenant.get(record.tenant) ?? { requests: 0, primary: 0, r1: 0, r2: 0 };
   mine.requests += 1;
   for (const step of record.steps) {
-    if (step.is_failed) continue;
-    const node = state.perNode[step.node];
-    if (!node) continue;
+    state.reasons.set(step.is_failed ? "no answer" : step.reason, (state.reasons.get(step.is_failed ? "no answer" : step.reason) ?? 0) + 1);
+    // The primary is a role: the server that has it changes with a failover.
+    const node = state.perNode[step.node === "primary" ? leaderOf(state.servers) : step.node];
+    if (!answered(step) || !node) continue;
     const isWrite = step.intent === "write";
     node[isWrite ? "writes" : "reads"] += 1;
     node.recent.push([record.at * 1000, isWrite]);
     mine[step.node] += 1;
-    state.reasons.set(step.reason, (state.reasons.get(step.reason) ?? 0) + 1);
   }
-  const end = record.outcome ?? (record.steps.length ? "read" : "none");
+  const end = record.outcome ?? (record.steps.some(answered) ? "read" : "none");
   state.ends.set(end, (state.ends.get(end) ?? 0) + 1);
   if (record.tenant) state.perTenant.set(record.tenant, mine);
   $("total").textContent = number(state.total);
@@ -125,87 +110,74 @@ function count(record) {
   $("errors").parentElement.classList.toggle("alarm", state.errors > 0);
 }
 
-function story(record) {
-  const steps = record.steps, good = steps.filter((step) => !step.is_failed);
-  const failed = steps.filter((step) => step.is_failed).map((step) => step.node);
-  if (!steps.length) {
-    if (record.status === 404 || record.status === 400) return "Refused before any SQL ran: no connection was taken, no server was asked.";
-    return "No SQL: no connection was taken.";
+// ---------------------------------------------------------------------------------------------------- the sentence
+
+const TIPS = [
+  ["Stop r1", "Other servers answer its reads, and the counter of server errors stays at 0."],
+  ["Pause replay, then read your own write", "The token of the answer leads later requests past the replicas that lag."],
+  ["Promote r1", "Writes move to it by themselves: no restart, no reload, and nothing is lost."],
+  ["Ask for another airline's flight", "Each way is refused, or finds nothing, whatever keeps the two apart."],
+  ["Overbook a flight", "Every statement works, COMMIT fails, and the client gets 422 instead of 201."],
+  ["Click on a request", "Its SQL with BEGIN and settings, its spans, and why it went to no other server."],
+  ["Kill a relay", "The changes of flights go on arriving, in the order of each flight."],
+];
+const told = new Map();        // kinds of stories, with the time when each was last told
+let lastTick = 0, tip = 0;
+
+const kindOf = (record) => [record.status >= 500, record.status >= 400, record.outcome, ...new Set(record.steps.map((step) => (step.is_failed ? "no answer" : step.reason)))].join();
+const isNews = (record) => record.status >= 500 || record.steps.some((step) => !answered(step));
+
+// Another kind of story each time, oldest first; what is rare interrupts.
+function tick(hasFresh = false) {
+  const now = Date.now(), since = now - lastTick;
+  const recent = state.records.filter((record) => now - record.at * 1000 < 12_000);
+  if (hasFresh ? since < 1600 || !recent.slice(0, 8).some((record) => isNews(record) && now - (told.get(kindOf(record)) ?? 0) > 8000) : since < 3500) return;
+  if ($("ticker").matches(":hover") || pollErrors) return;
+  lastTick = now;
+  if (!recent.length || (!hasFresh && Math.random() < 0.25)) {
+    const [what, words] = TIPS[tip++ % TIPS.length];
+    say(h("span", { class: "code" }, what), h("span", { class: "muted" }, words));
+    return;
   }
-  const over = failed.length ? `${failed.join(" and ")} did not answer, so the next server took it; the client noticed nothing. ` : "";
-  const writes = good.some((step) => step.intent === "write");
-  if (!good.length) return `${failed.join(", ")} cannot be reached: answered with ${record.status}.`;
-  if (!writes) {
-    const node = good[good.length - 1].node;
-    if (node === "primary") return `${over}No replica is up: the primary stands in for this read, read only.`;
-    if (good.length > 1) return `${over}${good.length} reads, one request, one server: ${node}.`;
-    return `${over}A read: ${node}, ${REASONS[good[0].reason] ?? good[0].reason}.`;
-  }
-  const pinned = good.some((step) => step.reason === "pinned");
-  const before = good[0].intent === "read" ? `Read on ${good[0].node}, then the write on the primary` : "The write went to the primary";
-  const after = pinned ? "; from there on the request reads the primary and sees its own write" : "";
-  if (record.outcome === "rolled_back") {
-    if (record.status === 422) return `Every statement worked, then COMMIT failed: the client gets ${record.status} instead of a 2xx, and nothing is stored.`;
-    return `${before}${after}. Answered ${record.status}: everything is rolled back.`;
-  }
-  return `${over}${before}${after}. Committed before the first byte left.`;
+  const age = (record) => (told.get(kindOf(record)) ?? 0) - (isNews(record) ? now : 0);
+  const record = recent.reduce((best, one) => (age(one) < age(best) ? one : best));
+  told.set(kindOf(record), now);
+  say(h("span", { class: "code" }, `${(record.tenant ?? "?").toUpperCase()}  ${record.method} ${record.path}`), h("span", { class: "muted" }, story(record)));
 }
 
-let lastTick = 0;
-function tick(records) {
-  const now = Date.now();
-  if (now - lastTick < 1600) return;
-  // What is rare is more worth a line than one more read.
-  const rank = (record) => (record.steps.some((step) => step.is_failed) ? 3 : record.outcome === "rolled_back" || record.status >= 400 ? 2 : record.outcome ? 1 : 0);
-  const record = records.slice(0, 8).sort((a, b) => rank(b) - rank(a))[0];
-  lastTick = now;
-  $("ticker").replaceChildren(h("span", { class: "code" }, `${(record.tenant ?? "?").toUpperCase()}  ${record.method} ${record.path}`), h("span", { class: "muted" }, story(record)));
-}
+const say = (...content) => $("ticker").replaceChildren(...content);
 
 // ---------------------------------------------------------------------------------------------------- the log
 
-const hop = (step) =>
-  h("span", { class: `hop ${step.is_failed ? "failed" : step.node}`, title: `${step.reasons.map((reason) => `${reason}: ${REASONS[reason] ?? ""}`).join("\n")}\n${step.statements.join("\n")}\nservers: ${(step.candidates ?? []).join(", ")}` },
-    h("b", {}, step.node), h("span", {}, step.is_failed ? "no answer" : step.reasons.join(", ")));
-const pill = (status) => h("span", { class: `pill ${status >= 500 || !status ? "bad" : status >= 400 ? "warn" : ""}` }, status || "none");
-const ending = (record) => {
-  const word = { committed: "committed", rolled_back: "rolled back", unknown: "unknown" }[record.outcome];
-  return h("span", { class: `end ${record.outcome ?? ""}` }, word ?? (record.steps.length ? "read only" : "no SQL"));
-};
 const FILTERS = {
   all: () => true,
   mine: (record) => record.tenant === state.tenant,
   write: (record) => record.outcome !== null,
-  odd: (record) => record.status >= 400 || record.steps.some((step) => step.is_failed || step.reason === "unhealthy"),
+  odd: (record) => record.status >= 400 || record.steps.some((step) => !answered(step) || ["unhealthy", "behind"].includes(step.reason)),
 };
 
-function drawLog(fresh = 0) {
-  const newest = new Set(state.records.slice(0, fresh));
-  $("log").replaceChildren(...state.records.filter(FILTERS[state.filter]).slice(0, 60).map((record) =>
-    h("tr", { class: newest.has(record) ? "fresh" : "", title: story(record) },
-      h("td", {}, h("span", { class: "code tag" }, (record.tenant ?? "–").toUpperCase())),
-      h("td", {}, `${record.method} ${record.path}`),
-      h("td", {}, ...(record.steps.length ? merge(record.steps).map(hop) : [h("span", { class: "muted" }, "nobody")])),
-      h("td", {}, ending(record)),
-      h("td", {}, pill(record.status)),
-      h("td", { class: "num muted" }, record.ms.toFixed(1)))));
+const SHOWN = 60;
+
+function row(record, isFresh) {
+  return h("tr", { class: isFresh ? "fresh" : "", title: story(record), onclick: () => open(record.number) },
+    h("td", {}, h("span", { class: "code tag" }, (record.tenant ?? "–").toUpperCase())),
+    h("td", {}, h("button", { class: "link", "aria-haspopup": "dialog" }, `${record.method} ${record.path}`)),
+    h("td", {}, ...(record.steps.length ? merge(record.steps).map(hop) : [h("span", { class: "muted" }, "nobody")])),
+    h("td", {}, ending(record)),
+    h("td", {}, pill(record.status)),
+    h("td", { class: "num muted" }, record.ms.toFixed(1)));
 }
 
-function merge(steps) {
-  // What one request does in a row on one server is one thing to look at.
-  const visits = [];
-  for (const step of steps) {
-    const last = visits[visits.length - 1];
-    if (last && last.node === step.node && !last.is_failed && !step.is_failed) {
-      if (!last.reasons.includes(step.reason)) last.reasons.push(step.reason);
-      last.statements.push(...step.statements);
-    } else visits.push({ ...step, reasons: [step.reason], statements: [...step.statements] });
-  }
-  return visits;
+// With `fresh` only the new rows are made: a row that has the focus keeps it.
+function drawLog(fresh = 0) {
+  const rows = state.records.slice(0, fresh || undefined).filter(FILTERS[state.filter]).slice(0, SHOWN).map((record) => row(record, fresh > 0));
+  if (!fresh) { $("log").replaceChildren(...rows); return; }
+  $("log").prepend(...rows);
+  for (const old of [...$("log").children].slice(SHOWN)) if (!old.contains(document.activeElement)) old.remove();
 }
 
 function drawMatrix() {
-  const cell = (value, colour, most) => h("td", { class: "num" }, h("span", { class: "heat", style: `background: ${colour}${Math.round(18 + 150 * (value / most)).toString(16).padStart(2, "0")}` }, value ? number(value) : "·"));
+  const cell = (value, node, most) => h("td", { class: "num" }, h("span", { class: "heat", style: `background: color-mix(in srgb, var(--${node}) ${Math.round(7 + 58 * (value / most))}%, transparent)` }, value ? number(value) : "·"));
   const words = { database: "own database", schema: "own schema", rows: "row security" };
   const most = Math.max(1, ...[...state.perTenant.values()].flatMap((one) => [one.r1, one.r2, one.primary]));
   $("matrix").replaceChildren(...state.airlines.map((airline) => {
@@ -213,16 +185,24 @@ function drawMatrix() {
     return h("tr", {},
       h("td", {}, h("span", { class: "code tag" }, airline.tenant.toUpperCase()), h("span", { class: "muted" }, `  ${airline.name}`)),
       h("td", { class: "muted" }, words[airline.isolation]),
-      cell(one.r1, "#4cc2ff", most), cell(one.r2, "#37d6c3", most), cell(one.primary, "#ffb938", most),
+      cell(one.r1, "r1", most), cell(one.r2, "r2", most), cell(one.primary, "primary", most),
       h("td", { class: "num" }, one.requests ? number(one.requests) : "·"));
   }));
 }
 
+const KNOWN = ["balanced", "sticky", "write", "pinned", "proved", "behind", "failover", "unhealthy"];
+const TONES = { write: "write", pinned: "pinned", behind: "pinned", failover: "bad", unhealthy: "bad", not_proved: "bad", "no answer": "bad" };
+
 function drawWhy() {
-  const known = ["balanced", "sticky", "write", "pinned", "failover", "unhealthy"];
-  const reasons = [...known, ...[...state.reasons.keys()].filter((reason) => !known.includes(reason))];
-  const tones = { write: "write", pinned: "pinned", failover: "bad", unhealthy: "bad" };
-  drawShares($("why"), reasons.map((reason) => [reason, REASONS[reason] ?? "", tones[reason] ?? "read", state.reasons.get(reason) ?? 0]));
+  const reasons = [...KNOWN, ...[...state.reasons.keys()].filter((reason) => !KNOWN.includes(reason))];
+  const all = Math.max(1, ...state.reasons.values());
+  $("why").replaceChildren(...reasons.map((reason) => {
+    const value = state.reasons.get(reason) ?? 0;
+    return h("li", { class: value ? "" : "unused", style: `--tone: var(--${TONES[reason] ?? "read"})` },
+      h("b", { class: "code" }, reason.replace("_", " ")), h("span", { class: "num" }, number(value)),
+      h("i", { style: `width: ${(100 * value) / all}%` }),
+      h("span", { class: "muted" }, REASONS[reason] ?? "the server could not be reached"));
+  }));
   const ends = Object.entries(ENDS).filter(([end]) => end !== "unknown" || state.ends.has(end));
   drawShares($("ends"), ends.map(([end, [word, hint, tone]]) => [word, hint, tone, state.ends.get(end) ?? 0]));
 }
@@ -231,7 +211,7 @@ function drawShares(table, rows) {
   const all = Math.max(1, rows.reduce((sum, row) => sum + row[3], 0));
   table.replaceChildren(...rows.map(([word, hint, tone, value]) =>
     h("tr", {}, h("td", { class: "code" }, word), h("td", { class: "muted" }, hint),
-      h("td", { class: "share" }, h("i", { style: `width: ${(100 * value) / all}%; background: ${COLOURS[tone]}` })),
+      h("td", { class: "share" }, h("i", { style: `width: ${(100 * value) / all}%; background: var(--${tone})` })),
       h("td", { class: "num" }, number(value)))));
 }
 
@@ -242,10 +222,10 @@ function makeServers() {
   for (const node of NODES) {
     const buttons = h("div", { class: "buttons", hidden: "" });
     const card = h("div", { class: "server", "data-node": node },
-      h("div", { class: "row" }, h("span", { class: "name" }, node), h("span", { class: "muted" }, node === "primary" ? "writes, reads after writes" : "replica, reads"), h("span", { class: "state" }, "up")),
+      h("div", { class: "row" }, h("span", { class: "name" }, node), h("span", { class: "muted role" }, ""), h("span", { class: "state" }, "up")),
       h("canvas", { class: "spark", "aria-hidden": "true" }),
       h("div", { class: "row" }, h("span", { class: "counts" }), buttons));
-    cards[node] = { card, buttons, state: card.querySelector(".state"), counts: card.querySelector(".counts"), spark: card.querySelector(".spark"), busy: false };
+    cards[node] = { card, buttons, role: card.querySelector(".role"), state: card.querySelector(".state"), counts: card.querySelector(".counts"), spark: card.querySelector(".spark"), busy: false };
     $("servers").append(card);
   }
 }
@@ -256,7 +236,10 @@ function drawServers(servers) {
     const part = cards[node], counts = state.perNode[node];
     counts.recent = counts.recent.filter(([at]) => at > Date.now() - 30000);
     const perSecond = counts.recent.filter(([at]) => at > Date.now() - 5000).length / 5;
-    part.counts.replaceChildren(h("b", {}, perSecond.toFixed(1)), "/s · ", h("b", {}, number(counts.reads)), " reads", node === "primary" ? " · " : "", node === "primary" ? h("b", {}, number(counts.writes)) : "", node === "primary" ? " writes" : "");
+    const isLeader = node === leaderOf(servers);
+    part.counts.replaceChildren(h("b", {}, perSecond.toFixed(1)), "/s · ", h("b", {}, number(counts.reads)), " reads", ...(counts.writes || isLeader ? [" · ", h("b", {}, number(counts.writes)), " writes"] : []));
+    part.role.textContent = isLeader ? (node === "primary" ? "writes, reads after writes" : "the primary now, and reads") : node === "primary" ? (servers[node].up ? `a standby of ${leaderOf(servers)}` : "was the primary") : "replica, reads";
+    part.card.classList.toggle("leader", isLeader);
     spark(part.spark, counts.recent);
     if (!servers) continue;
     const now = servers[node];
@@ -264,15 +247,19 @@ function drawServers(servers) {
     part.card.classList.toggle("paused", now.up && now.paused);
     part.state.textContent = !now.up ? "stopped" : now.paused ? `replay paused${now.lag_bytes ? `, ${size(now.lag_bytes)} behind` : ""}` : "up";
     part.buttons.hidden = false;
-    const wanted = [now.up ? "stop" : "start", ...(now.up && node !== "primary" ? [now.paused ? "resume" : "pause"] : [])];
+    const wanted = [now.up ? "stop" : "start", ...(now.up && !isLeader ? [now.paused ? "resume" : "pause", "promote"] : [])];
     if (part.buttons.dataset.shown !== wanted.join() + part.busy) {
       part.buttons.dataset.shown = wanted.join() + part.busy;
-      const names = { stop: "Stop", start: "Start", pause: "Pause replay", resume: "Resume replay" };
+      const names = { stop: "Stop", start: "Start", pause: "Pause", resume: "Resume", promote: "Promote" };
+      const hints = { pause: "Pause its replay: it lags from then on", resume: "Resume its replay", promote: `Failover: stop ${leaderOf(servers)}, promote ${node}`, start: isLeader ? null : `As a standby of ${leaderOf(servers)}` };
+      const focused = part.buttons.contains(document.activeElement) ? document.activeElement.dataset.action : null;
       part.buttons.replaceChildren(...wanted.map((action) => {
-        const button = h("button", { onclick: () => control(node, action) }, part.busy === action ? "…" : names[action]);
-        button.disabled = part.busy !== false;
+        const button = h("button", { "data-action": action, "aria-label": `${names[action]}: ${node}`, title: hints[action], onclick: () => control(node, action) }, part.busy === action ? "…" : names[action]);
+        // Not `disabled`, which would take the focus away.
+        button.setAttribute("aria-disabled", part.busy !== false);
         return button;
       }));
+      if (focused) (part.buttons.querySelector(`[data-action=${focused}]`) ?? part.buttons.firstElementChild)?.focus();
     }
   }
 }
@@ -280,15 +267,21 @@ function drawServers(servers) {
 const size = (bytes) => (bytes < 1024 ? `${bytes} B` : bytes < 1048576 ? `${(bytes / 1024).toFixed(0)} kB` : `${(bytes / 1048576).toFixed(1)} MB`);
 
 async function control(server, action) {
+  if (cards[server].busy !== false) return;
   cards[server].busy = action;
   drawServers(state.servers);
   try {
     const { status, content } = await call(null, "POST", "/ui/control", { action, server });
-    if (status !== 200) $("ticker").textContent = content?.error ?? content?.title ?? `The order was answered with ${status}.`;
+    if (status !== 200) say(content?.error ?? content?.title ?? `The order was answered with ${status}.`);
+    else {
+      drawServers(content.servers);
+      if (action === "promote") say(h("span", { class: "code" }, `${server} is the primary now`), h("span", { class: "muted" }, "Writes find it by themselves: the configuration names all three servers."));
+    }
   } catch {
-    $("ticker").textContent = GONE;
+    say(GONE);
   } finally {
     cards[server].busy = false;
+    drawServers(state.servers);
   }
 }
 
@@ -306,9 +299,9 @@ function spark(canvas, recent) {
   const most = Math.max(6, ...reads.map((value, index) => value + writes[index])), step = width / slots;
   for (let index = 0; index < slots; index += 1) {
     const low = (reads[index] / most) * height, high = (writes[index] / most) * height;
-    pen.fillStyle = "#1b2945"; pen.fillRect(index * step, height - 1, step - 1.5, 1);
-    pen.fillStyle = COLOURS.read; pen.fillRect(index * step, height - low, step - 1.5, low);
-    pen.fillStyle = COLOURS.write; pen.fillRect(index * step, height - low - high, step - 1.5, high);
+    pen.fillStyle = colours.line; pen.fillRect(index * step, height - 1, step - 1.5, 1);
+    pen.fillStyle = colours.read; pen.fillRect(index * step, height - low, step - 1.5, low);
+    pen.fillStyle = colours.write; pen.fillRect(index * step, height - low - high, step - 1.5, high);
   }
 }
 
@@ -371,9 +364,9 @@ async function controlRelay(name, action) {
   changes.busy.add(name);
   try {
     const { status, content } = await call(null, "POST", "/ui/control", { action, server: name });
-    if (status !== 200) $("ticker").textContent = content?.error ?? content?.title ?? `The order was answered with ${status}.`;
+    if (status !== 200) say(content?.error ?? content?.title ?? `The order was answered with ${status}.`);
   } catch {
-    $("ticker").textContent = GONE;
+    say(GONE);
   } finally {
     changes.busy.delete(name);
   }
@@ -381,7 +374,7 @@ async function controlRelay(name, action) {
 
 // ---------------------------------------------------------------------------------------------------- the sky
 
-const sky = $("sky"), planes = [];
+const sky = $("sky"), planes = [], bursts = [];
 const reduced = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 function anchor(element, side) {
@@ -401,16 +394,20 @@ function fly(record) {
   const hub = $("hub"), start = chip ? anchor(chip, "right") : [0, anchor(hub)[1]];
   const isBad = record.status >= 400;
   const hops = record.steps.filter((step, index, steps) => index === 0 || step.node !== steps[index - 1].node || step.reason !== steps[index - 1].reason && step.reason !== "sticky").slice(0, 5);
-  const first = hops[0];
-  const tone = (step) => (step.is_failed ? COLOURS.bad : step.reason === "pinned" ? COLOURS.pinned : COLOURS[step.intent] ?? COLOURS.read);
-  const legs = [{ path: bend(start, anchor(hub, "left")), colour: first ? tone(first) : isBad ? COLOURS.bad : COLOURS.read, ms: 520 }];
+  const first = hops[0], leader = leaderOf(state.servers);
+  const tone = (step) => (!answered(step) ? colours.bad : ["pinned", "behind"].includes(step.reason) ? colours.pinned : colours[step.intent] ?? colours.read);
+  const inward = bend(start, anchor(hub, "left"));
+  const legs = [{ path: inward, colour: first ? tone(first) : isBad ? colours.bad : colours.read, ms: 520, bounces: !hops.length && isBad }];
   for (const step of hops) {
-    const card = cards[step.node]?.card;
+    const card = cards[step.node === "primary" ? leader : step.node]?.card;
     if (!card) continue;
     const out = bend(anchor(hub, "right"), anchor(card, "left"));
-    legs.push({ path: out, colour: tone(step), ms: 480, hit: step.is_failed ? null : card });
-    legs.push({ path: [...out].reverse(), colour: record.outcome === "rolled_back" || step.is_failed ? COLOURS.bad : tone(step), ms: 320, isBack: true });
+    // A server that does not answer is not reached: the plane bounces off, and takes the next leg.
+    legs.push({ path: out, colour: tone(step), ms: 480, hit: answered(step) ? card : null, bounces: step.is_failed });
+    legs.push({ path: [...out].reverse(), colour: record.outcome === "rolled_back" || !answered(step) ? colours.bad : tone(step), ms: 320, isBack: true, tumbles: step.is_failed });
   }
+  // The client of a refused request gets it back.
+  if (record.status >= 500 || (isBad && !hops.length)) legs.push({ path: [...inward].reverse(), colour: colours.bad, ms: 620, tumbles: true });
   planes.push({ legs, leg: 0, t: 0, trail: [] });
 }
 
@@ -434,16 +431,17 @@ function frame(now) {
   pen.clearRect(0, 0, width, height);
   if (width && cards.primary) {
     const hub = $("hub");
-    pen.lineWidth = 1.5; pen.setLineDash([2, 6]);
+    pen.lineWidth = 1.5; pen.setLineDash([2, 6]); pen.globalAlpha = 0.45;
     const line = (path, colour) => { pen.strokeStyle = colour; pen.beginPath(); pen.moveTo(...path[0]); pen.bezierCurveTo(...path[1], ...path[2], ...path[3]); pen.stroke(); };
-    for (const group of document.querySelectorAll(".group")) line(bend(anchor(group, "right"), anchor(hub, "left")), "#2c426e");
-    for (const node of NODES) line(bend(anchor(hub, "right"), anchor(cards[node].card, "left")), cards[node].card.classList.contains("stopped") ? "#6b2c38" : node === "primary" ? "#6b542a" : "#245a75");
-    pen.setLineDash([]);
+    for (const group of document.querySelectorAll(".group")) line(bend(anchor(group, "right"), anchor(hub, "left")), colours.muted);
+    for (const node of NODES) line(bend(anchor(hub, "right"), anchor(cards[node].card, "left")), cards[node].card.classList.contains("stopped") ? colours.bad : node === leaderOf(state.servers) ? colours.primary : colours[node]);
+    pen.setLineDash([]); pen.globalAlpha = 1;
   }
   for (const plane of [...planes]) {
     const leg = plane.legs[plane.leg];
     plane.t += passed / leg.ms;
     if (plane.t >= 1) {
+      if (leg.bounces) bursts.push({ at: leg.path[3], t: 0 });
       if (leg.hit) { leg.hit.classList.add("hit"); setTimeout(() => leg.hit.classList.remove("hit"), 180); }
       plane.leg += 1; plane.t = 0; plane.trail = [];
       if (plane.leg >= plane.legs.length) { planes.splice(planes.indexOf(plane), 1); continue; }
@@ -457,8 +455,19 @@ function frame(now) {
       pen.beginPath(); pen.arc(spot[0], spot[1], 1 + (index / plane.trail.length) * 1.6, 0, 7); pen.fill();
     });
     pen.globalAlpha = now.isBack ? 0.7 : 1;
-    if (now.isBack) { pen.fillStyle = now.colour; pen.beginPath(); pen.arc(...here, 3, 0, 7); pen.fill(); }
-    else drawPlane(pen, here, Math.atan2(ahead[1] - behind[1], ahead[0] - behind[0]), now.colour, 1);
+    if (now.isBack && !now.tumbles) { pen.fillStyle = now.colour; pen.beginPath(); pen.arc(...here, 3, 0, 7); pen.fill(); }
+    else drawPlane(pen, here, Math.atan2(ahead[1] - behind[1], ahead[0] - behind[0]) + (now.tumbles ? plane.t * 9 : 0), now.colour, 1);
+    pen.globalAlpha = 1;
+  }
+  for (const burst of [...bursts]) {
+    burst.t += passed / 450;
+    if (burst.t >= 1) { bursts.splice(bursts.indexOf(burst), 1); continue; }
+    pen.globalAlpha = 1 - burst.t; pen.strokeStyle = colours.bad; pen.lineWidth = 2.5;
+    for (let ray = 0; ray < 8; ray += 1) {
+      const angle = (ray * Math.PI) / 4, from = 5 + 8 * burst.t, to = 9 + 16 * burst.t;
+      pen.beginPath(); pen.moveTo(burst.at[0] + Math.cos(angle) * from, burst.at[1] + Math.sin(angle) * from);
+      pen.lineTo(burst.at[0] + Math.cos(angle) * to, burst.at[1] + Math.sin(angle) * to); pen.stroke();
+    }
     pen.globalAlpha = 1;
   }
   requestAnimationFrame(frame);
@@ -475,6 +484,8 @@ const ACTIONS = [
   { title: "Add a note", hint: "Read, write, read: sees its own write", tone: "write", run: async (t) => call(t, "POST", `/flights/${pick(await flightsOf(t)).id}/notes`, { body: pick(NOTES) }) },
   { title: "Search by POST", hint: "A rule says it only reads: a replica", tone: "read", run: (t) => call(t, "POST", "/flights/search", { origin: "JFK", limit: 3 }) },
   { title: "Overbook a flight", hint: "COMMIT fails: never a 2xx", tone: "bad", run: async (t) => { const pair = await sameRoute(t); return call(t, "POST", `/flights/${pair[0].id}/rebook`, { to: pair[1].id, passengers: 400 }); } },
+  { title: "Read your own write", hint: "The next request, while replicas lag", tone: "pinned", shows: async (t) => readOwnWrite(t, await flightsOf(t), state.servers, control) },
+  { title: "Another airline's flight", hint: "Seven ways to get at it: none does", tone: "good", shows: (t) => askForStrangers(t, state.airlines, flightsOf) },
   { title: "Ask for airline ZZ", hint: "Unknown tenant: no SQL at all", tone: "bad", run: () => call(NOBODY, "GET", "/flights") },
 ];
 
@@ -494,18 +505,26 @@ function arrived(number) {
 }
 
 async function show(promise) {
-  const answer = await promise.catch((error) => ({ status: 0, content: { title: String(error) } }));
+  const answer = await promise.catch((error) => ({ status: 0, content: { title: error.message } }));
   const record = answer.number ? await arrived(answer.number) : null;
   $("answer").replaceChildren(
-    h("div", { class: "line" }, pill(answer.status), ...(record ? [h("span", { class: "code" }, `${record.method} ${record.path}`), ...merge(record.steps).map(hop), ending(record)] : [])),
+    h("div", { class: "line" }, pill(answer.status), ...(record ? [h("button", { class: "link code", "aria-haspopup": "dialog", title: "Its SQL, spans, and why it went there", onclick: () => open(record.number) }, `${record.method} ${record.path}`), ...merge(record.steps).map(hop), ending(record)] : [])),
     h("p", {}, record ? story(record) : ""),
-    h("pre", {}, JSON.stringify(answer.content, null, 1).replace(/\n\s*/g, " ").slice(0, 420)));
+    ...(answer.token ? [h("p", { class: "token" }, h("b", {}, TOKEN), " ", h("code", {}, answer.token))] : []),
+    h("pre", { tabindex: "0" }, JSON.stringify(answer.content, null, 1).replace(/\n\s*/g, " ").slice(0, 420)));
   return answer;
+}
+
+async function showAll(action) {
+  $("answer").setAttribute("aria-busy", "true");
+  const content = await action.shows(state.tenant).catch((error) => [h("p", {}, error.message)]);
+  $("answer").replaceChildren(...content);
+  $("answer").removeAttribute("aria-busy");
 }
 
 function makeActions() {
   $("actions").replaceChildren(...ACTIONS.map((action) =>
-    h("button", { class: "action", style: `--tone: ${COLOURS[action.tone]}`, onclick: () => show(action.run(state.tenant)) }, h("b", {}, action.title), h("span", {}, action.hint))));
+    h("button", { class: "action", style: `--tone: var(--${action.tone})`, onclick: () => (action.shows ? showAll(action) : show(action.run(state.tenant))) }, h("b", {}, action.title), h("span", {}, action.hint))));
 }
 
 function choose(tenant) {
@@ -531,7 +550,7 @@ function makeAirlines() {
 
 async function drawBoard() {
   state.flights.delete(state.tenant);
-  const tenant = state.tenant, flights = await flightsOf(tenant);
+  const tenant = state.tenant, flights = await flightsOf(tenant).catch(() => []);
   if (tenant !== state.tenant) return;
   $("board-sub").textContent = `${number(flights.length)}${flights.length === 200 ? "+" : ""} flights of ${tenant.toUpperCase()}`;
   const status = (flight) => {
@@ -578,8 +597,8 @@ async function drive() {
     // The large airlines ask more often than the small ones, and everybody reads more than they write.
     const tenant = pick(Math.random() < 0.6 ? ["ua", "b6", "ev", "dl", "aa", "mq", "us"] : state.airlines.map((airline) => airline.tenant));
     const dice = Math.random();
-    const run = dice < 0.45 ? ACTIONS[0].run : dice < 0.7 ? ACTIONS[1].run : dice < 0.8 ? ACTIONS[3].run : dice < 0.985 ? ACTIONS[2].run : ACTIONS[5].run;
-    run(tenant).catch(() => {});
+    const title = dice < 0.45 ? "Delay report" : dice < 0.7 ? "Look at a flight" : dice < 0.8 ? "Search by POST" : dice < 0.985 ? "Add a note" : "Ask for airline ZZ";
+    ACTIONS.find((action) => action.title === title).run(tenant).catch(() => {});
   }
   setTimeout(drive, (1000 / Number($("rate").value)) * (0.5 + Math.random()));
 }
@@ -591,6 +610,8 @@ function press(attribute, value) {
 async function start() {
   $("origin").textContent = location.origin;
   state.airlines = await (await fetch("/ui/airlines")).json();
+  readColours();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", readColours);
   makeAirlines(); makeServers(); makeActions(); drawWhy(); drawMatrix();
   $("play").title = "Pause the traffic that this page makes";
   $("play").onclick = () => { state.isPlaying = !state.isPlaying; $("play").setAttribute("aria-pressed", state.isPlaying); };
@@ -598,7 +619,11 @@ async function start() {
   $("day").onchange = () => { state.flights.clear(); drawBoard(); };
   document.querySelectorAll("[data-filter]").forEach((button) => { button.onclick = () => { state.filter = button.dataset.filter; press("filter", state.filter); drawLog(); }; });
   document.querySelectorAll("[data-report]").forEach((button) => { button.onclick = () => { state.report = button.dataset.report; press("report", state.report); drawReport(); }; });
+  $("detail-close").onclick = () => $("detail").close();
+  // A click beside the dialog.
+  $("detail").onclick = (event) => { if (event.target === $("detail")) $("detail").close(); };
   requestAnimationFrame(frame);
+  setInterval(tick, 1000);
   await poll();
   follow();
   choose("dl");

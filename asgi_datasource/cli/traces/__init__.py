@@ -1,0 +1,1 @@
+"""Traces from files: the formats of OpenTelemetry and Jaeger, and what a span says about routing, in words."""
