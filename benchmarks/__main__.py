@@ -121,7 +121,15 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
             client = load.generator(options.client)
             with _progress(load.NAME):
                 for loop in ("asyncio", "uvloop") if options.loop == "both" else (options.loop,):
-                    await load.run(report, server, quick=options.quick, loop=loop, client=client)
+                    await load.run(
+                        report,
+                        server,
+                        quick=options.quick,
+                        loop=loop,
+                        client=client,
+                        rounds=options.load_rounds,
+                        seconds=options.load_seconds,
+                    )
 
 
 class _progress:  # noqa: N801 # reads as a statement: with _progress("load")
@@ -155,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference", type=Path, metavar="FILE", default=counted.REFERENCE, help="with --gate: the committed figures"
     )
+    parser.add_argument("--load-rounds", type=int, default=8, help="rounds of each case of load")
+    parser.add_argument("--load-seconds", type=int, default=2, help="load of each side in a round of load")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each cell of the tournament")
     parser.add_argument("--seconds", type=float, default=0.4, help="load of each side in a round of the tournament")
     parser.add_argument("--client", choices=("auto", "wrk", "builtin"), default="auto", help="load generator")
