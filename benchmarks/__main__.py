@@ -56,17 +56,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asyncio.run(counting)
     names = options.only or list(NAMES)
     report = Report(quick=options.quick)
+    path = options.json or RESULTS / f"{report.started_at.replace(':', '').replace('+0000', 'Z')}.json"
     try:
         asyncio.run(_run(report, names, options))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except Exception:
+        report.write(path)
+        print(f"what was measured before the error is in {path}", file=sys.stderr)
+        raise
     print(report.table())
     missed = [ratio for ratio in report.ratios if ratio.is_met is False]
     print(f"\n{len(missed)} target(s) missed, {sum(ratio.is_met is True for ratio in report.ratios)} met.")
     if report.quick:
         print("--quick only checks that everything runs; its figures are meaningless.")
-    path = options.json or RESULTS / f"{report.started_at.replace(':', '').replace('+0000', 'Z')}.json"
     report.write(path)
     print(f"written to {path}", file=sys.stderr)
     return 0

@@ -17,7 +17,8 @@ def config(url: str, pool_size: int, replica: str | None = None) -> dict[str, An
         "datasources": {
             "main": {
                 "primary": {"url": url},
-                "pool": {"min_size": pool_size, "max_size": pool_size},
+                # The other sides do not refuse requests that would wait for a connection.
+                "pool": {"min_size": pool_size, "max_size": pool_size, "max_waiting": 0, "acquire_timeout": "60s"},
             }
         },
         "tenancy": {"resolve": [{"header": TENANT_HEADER.decode("ascii")}]},

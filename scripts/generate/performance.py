@@ -76,7 +76,8 @@ def _memory() -> str:
 
 
 def _shown(panels: Mapping[str, Mapping[str, Spread]]) -> dict[str, Mapping[str, Spread]]:
-    return {name: sides for name, sides in panels.items() if sides}
+    """The panels that have something to show."""
+    return {name: sides for name, sides in panels.items() if any(spread.high > 0 for spread in sides.values())}
 
 
 def _latency() -> str:
