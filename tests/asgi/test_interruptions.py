@@ -11,7 +11,7 @@ from asgi_datasource import DataError, DataErrorKind, DataSession, DataSourceMid
 from asgi_datasource.asgi import response_guard
 from tests.asgi_call import Call
 from tests.drivers.polling import until
-from tests.pools import assert_whole
+from tests.pools import assert_whole, until_at_rest
 from tests.world import World
 
 INSERT = "insert into orders (item) values ('tea')"
@@ -44,7 +44,8 @@ async def test_a_request_that_ignores_its_deadline_is_interrupted_again(world: W
         await ignore_one_interruption(interruptions)
 
     interruptions: list[str] = []
-    async with world.registry(replicas=(), transactions={"deadline": "100ms"}) as registry:
+    async with world.registry(replicas=(), transactions={"deadline": "300ms"}) as registry:
+        await until_at_rest(registry)
         call = await Call().run(DataSourceMiddleware(app, registry=registry))
         await assert_whole(registry, world)
     assert call.status == 504
@@ -62,7 +63,8 @@ async def test_a_started_stream_that_ignores_its_deadline_is_broken_off_without_
 
     interruptions: list[str] = []
     call = Call("GET", endpoint=app)
-    async with world.registry(replicas=(), transactions={"deadline": "100ms"}) as registry:
+    async with world.registry(replicas=(), transactions={"deadline": "300ms"}) as registry:
+        await until_at_rest(registry)
         with pytest.raises(DataError) as caught:
             await call.run(DataSourceMiddleware(app, registry=registry))
         await assert_whole(registry, world)
@@ -75,7 +77,8 @@ async def test_a_cancellation_by_others_beside_the_deadlines_ends_the_call(world
         await session(scope).execute(INSERT)
         await asyncio.Event().wait()
 
-    async with world.registry(replicas=(), transactions={"deadline": "100ms"}) as registry:
+    async with world.registry(replicas=(), transactions={"deadline": "300ms"}) as registry:
+        await until_at_rest(registry)
         call = Call()
         running = asyncio.ensure_future(call.run(DataSourceMiddleware(app, registry=registry)))
         async with asyncio.timeout(20):
