@@ -155,5 +155,5 @@ def _panel_of_lines(
     for position, name in enumerate(panel.positions):
         drawing.label(at(position, 10**low)[0], bottom + 16, name, anchor="middle", size=11)
     drawing.label((left + right) / 2, bottom + 32, axis, anchor="middle", size=11)
-    for side, found in reversed(panel.sides.items()):
+    for side, found in reversed(list(panel.sides.items())):
         drawing.path([at(position, value) for position, value in enumerate(found)], colors[side])
