@@ -23,7 +23,7 @@ PROGRAMS: Final = ("chromium", "chromium-headless-shell", "chromium-browser", "g
 LIMIT_S: Final = 30.0
 """Seconds for one command of the protocol, and for a condition of a page."""
 
-KEYS: Final = {"Tab": 9, "Enter": 13, " ": 32}
+KEYS: Final = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 """Keys without a letter, with their codes."""
 
 
@@ -184,12 +184,12 @@ class Page:
         """Press a key on the keyboard.
 
         Args:
-            key: `Tab`, `Enter`, or a character.
+            key: `Tab`, `Enter`, `Escape`, or a character.
             loads: Wait for the page that it leads to.
         """
         if loads:
             self._loaded.clear()
-        written = {"Enter": "\r", "Tab": ""}.get(key, key)
+        written = {"Enter": "\r", "Tab": "", "Escape": ""}.get(key, key)
         options: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": KEYS.get(key, ord(key[0].upper()))}
         await self.send("Input.dispatchKeyEvent", type="keyDown", text=written, **options)
         await self.send("Input.dispatchKeyEvent", type="keyUp", **options)

@@ -88,9 +88,8 @@ EQUIVALENT: Final[dict[str, str]] = {
     'testing/cluster.py: password = f"{name}-{os.urandom(9).hex()}" if password is None else password: 9 to 10': (
         "the length of a random password"
     ),
-    "drivers/psycopg/pool.py: self._follows_tenants = False: self._follows_tenants = False removed": (
-        "behind a pooler every transaction begins with a reset, so that no connection is better than another"
-    ),
+    'config/suppressions.py: if "ads:" in text.content and text.format is not Format.JSON:: "ads:" in text.content to'
+    " True": "a text without the word has no such comment: it is not searched, which is quicker",
     "config/references.py: if depth <= 0:: 0 to 1": "what is not visited here is resolved, with the same outcome",
     "concurrency/deferred_calls.py: for callback in [callback for callback, due in self.due.items() if due <= now]::"
     " <= to <": "what is due at this very moment is called by the timer that follows at once",

@@ -6,8 +6,10 @@ test that has passed, into the folder of `--reach`.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class Recorder:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """One test, with its fixtures."""
+        _forget_results()
         self._coverage.start()
         self._coverage.switch_context(item.nodeid)
         try:
@@ -54,6 +57,15 @@ class Recorder:
             self._coverage.save()
             passed = {test: seconds for test, seconds in self._seconds.items() if test not in self._failed}
             Path(f"{self._name}.json").write_text(json.dumps(passed), encoding="utf-8")
+
+
+def _forget_results() -> None:
+    """Clear the caches of functions: a line behind one would count for the first test only."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("asgi_datasource."):
+            for value in list(vars(module).values()):
+                if isinstance(value, functools._lru_cache_wrapper):
+                    value.cache_clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

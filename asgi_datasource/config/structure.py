@@ -73,7 +73,7 @@ def _renames(found: Iterable[Diagnostic]) -> Iterator[Edit]:
 
 def _below_misspelt(document: object, found: Sequence[Diagnostic]) -> Iterator[Diagnostic]:
     """The problems below keys whose name is certain, at their paths as they are written."""
-    renames = {(*edit.path[:-1], edit.value): edit.path for edit in _renames(found)}
+    renames: dict[Path, Path] = {(*edit.path[:-1], edit.value): edit.path for edit in _renames(found)}
     if not renames or len(found) >= MAX_DIAGNOSTICS:
         # That many have a common cause, and each round finds the same ones further down.
         return

@@ -282,7 +282,8 @@ class Connection(Protocol):
         Args:
             envelope: The control statements around it.
             settings: The tenant's settings, applied if the envelope says so.
-            query, params: The statement.
+            query, params: The statement. A query other than text, such as a t-string, needs `exchange`, which gets it
+                as text.
             deadline: Event-loop time at which the server is asked to cancel.
             now: Event-loop time.
 

@@ -7,7 +7,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
+from ..errors import DataError, DataErrorKind
 from .statement_analysis import may_end_transaction, transaction_command
+from .template_strings import TemplateString, bind, is_template
 
 
 class Composable(Protocol):
@@ -18,8 +20,8 @@ class Composable(Protocol):
         ...
 
 
-Query = str | bytes | Composable
-"""Text of a statement, with psycopg's placeholders."""
+Query = str | bytes | Composable | TemplateString
+"""Text of a statement, with psycopg's placeholders; or a t-string, whose values are bound as parameters."""
 
 Params = Sequence[object] | Mapping[str, object]
 """Values for the placeholders: a sequence for `%s`, a mapping for `%(name)s`."""
@@ -29,9 +31,12 @@ class Statement:
     """One statement to send.
 
     Args:
-        query: The text, or a composed query.
+        query: The text, a composed query, or a t-string, which is converted to a text and its parameters.
         params: Values for its placeholders. None: the text is sent unchanged, `%` included.
         prepare: True prepares it on the server at once, False never; None lets the driver decide.
+
+    Raises:
+        DataError: QUERY: a t-string with a format that is not supported, or with other parameters than its own.
     """
 
     __slots__ = ("params", "prepare", "query")
@@ -40,7 +45,11 @@ class Statement:
     """Whether it only accompanies other statements, so that it has no span."""
 
     def __init__(self, query: Query, params: Params | None = None, prepare: bool | None = None) -> None:
-        self.query = query
+        if type(query) is not str and is_template(query):
+            if params is not None:
+                raise DataError(DataErrorKind.QUERY, "a t-string has its values in itself: pass it without parameters")
+            query, params = bind(query)
+        self.query: Query = query
         self.params = params
         self.prepare = prepare
 
@@ -59,7 +68,8 @@ class Statement:
             text = query.decode("utf-8", "replace")
         else:
             # What is no text at all is the driver's to refuse.
-            text = query.as_string() if hasattr(query, "as_string") else type(query).__name__
+            as_string = getattr(query, "as_string", None)
+            text = type(query).__name__ if as_string is None else str(as_string())
         return self.prefix + text
 
     @property

@@ -53,7 +53,8 @@ class StatementMethods:
         """Run a statement.
 
         Args:
-            query: SQL with psycopg's placeholders (`%s`, `%(name)s`), or a `psycopg.sql` object.
+            query: SQL with psycopg's placeholders (`%s`, `%(name)s`), a `psycopg.sql` object, or a t-string, whose
+                values are bound as parameters.
             params: Values for the placeholders; a sequence or a mapping.
             style: "named" for `:name`, "numeric" for `$1`; None for psycopg's placeholders.
 

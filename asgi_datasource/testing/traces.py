@@ -1,7 +1,7 @@
 """Traces as files, for tests and demos: the JSON that Jaeger's page opens, and `asgi-datasource trace` prints.
 
 Jaeger's own form, and not OTLP: the page of every version of Jaeger shows it as it is, while it has OTLP converted by a
-query service, which older versions do not have. Needs `opentelemetry-sdk`.
+query service, which older versions do not have.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _tag(key: str, value: Any) -> dict[str, Any]:
 
 def _context(span: ReadableSpan) -> SpanContext:
     context = span.context
-    if context is None:
+    if not isinstance(context, SpanContext):
         raise ValueError(f"the span {span.name!r} has no context")
     return context
 
@@ -129,8 +129,8 @@ def write_traces(path: Path, spans: Iterable[ReadableSpan]) -> None:
 class TraceFiles(SpanExporter):
     """An exporter that writes a file for each trace: `120305.120431-POST-orders-4bf92f35.json`.
 
-    Give it to a `BatchSpanProcessor`. Spans that end after the request's are added to its file, as long as the trace is
-    one of the last `KEPT`.
+    Give it to the SDK in its batch processor. Spans that end after the request's are added to its file, as long as the
+    trace is one of the last `KEPT`.
 
     Args:
         folder: The folder of the files; it is made.

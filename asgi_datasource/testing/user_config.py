@@ -6,9 +6,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..config import Config, ConfigFile, Findings, examine, load
 from ..config.keys import ANY, secret_places
@@ -70,16 +70,26 @@ class UserConfig:
         Raises:
             InvalidConfig: It has errors; the message lists all of them.
         """
-        document = _merged(self._secrets(), {"datasources": {name: _section(found) for name, found in urls.items()}})
+        environ = dict(self._environ)
+
+        def refer(value: str) -> str:
+            # No password is written to a file.
+            name = f"ADS_TEST_{len(environ)}"
+            environ[name] = value
+            return f"${{{name}}}"
+
+        servers = {
+            name: _section({server: refer(url) for server, url in found.items()}) for name, found in urls.items()
+        }
+        document = _merged(_merged(self._secrets(refer), {"datasources": servers}), self._overlay)
         path = self._folder / f"overlay_{secrets.token_hex(4)}.json"
-        path.write_text(json.dumps(_merged(document, self._overlay)), encoding="utf-8")
-        path.chmod(0o600)
+        path.write_text(json.dumps(document), encoding="utf-8")
         try:
-            return load(ConfigFile(self.file, (path,)), environ=self._environ, needs_resolver=False)
+            return load(ConfigFile(self.file, (path,)), environ=environ, needs_resolver=False)
         finally:
             path.unlink()
 
-    def _secrets(self) -> dict[str, Any]:
+    def _secrets(self, refer: Callable[[str], str]) -> dict[str, Any]:
         """Values for secrets that a file or a program holds, which the machine of a test may not have."""
         found: dict[str, Any] = {}
         for place in secret_places():
@@ -88,7 +98,7 @@ class UserConfig:
                     here = found
                     for step in path[:-1]:
                         here = here.setdefault(step, {})
-                    here[path[-1]] = secrets.token_hex(24)
+                    here[path[-1]] = refer(secrets.token_hex(24))
         return found
 
 
@@ -105,9 +115,9 @@ def _at(document: Any, place: tuple[str, ...], path: tuple[str, ...] = ()) -> It
     if not place:
         yield path, document
     elif isinstance(document, dict):
-        keys = list(document) if place[0] == ANY else [key for key in (place[0],) if key in document]
-        for key in keys:
-            yield from _at(document[key], place[1:], (*path, key))
+        section = cast("dict[str, Any]", document)
+        for key in section if place[0] == ANY else {place[0]} & section.keys():
+            yield from _at(section[key], place[1:], (*path, key))
 
 
 def _section(urls: Mapping[str, str]) -> dict[str, Any]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
+from fastapi import FastAPI
 
-from asgi_datasource import compile
-from asgi_datasource.testing import serve
-from asgi_datasource.testing.migrated import MigrationOptions
-from asgi_datasource.testing.plugin import Database
+from asgi_datasource import DataSourceRegistry
+from asgi_datasource.testing import AppClient, TestKit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,47 +17,48 @@ from sqlalchemy_app.app import CONFIG, create_app
 
 
 @pytest.fixture(scope="session")
-def pg_cluster_options() -> dict[str, int]:
-    return {"replicas": 1}
-
-
-@pytest.fixture(scope="session")
-def pg_migrations() -> MigrationOptions:
-    return {"folder": CONFIG.with_name("migrations"), "tenants": {"acme": "acme", "globex": "globex"}}
+def ads_config() -> Path:
+    return CONFIG
 
 
 @pytest.fixture
-async def shop(pg_migrated: Database) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the served application, whose tenants have their tables and nothing in them."""
-    [replica_url] = pg_migrated.replica_urls.values()
-    environ = {"ORDERS_URL": pg_migrated.url, "ORDERS_R1_URL": replica_url, "TOKEN_SECRET": "s" * 32}
-    registry = compile(CONFIG, environ=environ)
-    async with (
-        registry,
-        serve(create_app(registry)) as server,
-        httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as client,
-    ):
-        yield client
+def ads_tenant() -> str:
+    return "acme"
 
 
-async def test_an_order_takes_from_the_stock(shop: httpx.AsyncClient) -> None:
-    assert (await shop.post("/products", json={"name": "tea", "stock": 5})).status_code == 201
-    assert (await shop.post("/orders", json={"product": "tea", "quantity": 2})).status_code == 201
+@pytest.fixture
+def ads_app(ads_registry: DataSourceRegistry) -> FastAPI:
+    return create_app(ads_registry)
+
+
+async def test_an_order_takes_from_the_stock(ads_client: AppClient) -> None:
+    assert (await ads_client.post("/products", json={"name": "tea", "stock": 5})).status_code == 201
+    assert (await ads_client.post("/orders", json={"product": "tea", "quantity": 2})).status_code == 201
     # The cookie of the last write makes this read see it, although a replica may answer.
-    assert [product["stock"] for product in (await shop.get("/products")).json()] == [3]
-    assert (await shop.get("/report")).json() == {"tenant": "acme", "orders": 1, "sold": 2}
+    assert [product["stock"] for product in (await ads_client.get("/products")).json()] == [3]
+    assert (await ads_client.get("/report")).json() == {"tenant": "acme", "orders": 1, "sold": 2}
 
 
-async def test_what_is_refused_has_changed_nothing(shop: httpx.AsyncClient) -> None:
-    await shop.post("/products", json={"name": "tea", "stock": 5})
-    assert (await shop.post("/orders", json={"product": "tea", "quantity": 9})).status_code == 409
-    assert (await shop.post("/orders", json={"product": "coffee", "quantity": 1})).status_code == 404
-    assert (await shop.post("/products", json={"name": "tea", "stock": 1})).status_code == 409
-    assert [product["stock"] for product in (await shop.get("/products")).json()] == [5]
-    assert (await shop.get("/report")).json()["orders"] == 0
+async def test_what_is_refused_has_changed_nothing(ads_client: AppClient) -> None:
+    await ads_client.post("/products", json={"name": "tea", "stock": 5})
+    assert (await ads_client.post("/orders", json={"product": "tea", "quantity": 9})).status_code == 409
+    assert (await ads_client.post("/orders", json={"product": "coffee", "quantity": 1})).status_code == 404
+    assert (await ads_client.post("/products", json={"name": "tea", "stock": 1})).status_code == 409
+    assert [product["stock"] for product in (await ads_client.get("/products")).json()] == [5]
+    assert (await ads_client.get("/report")).json()["orders"] == 0
 
 
-async def test_a_tenant_sees_its_own_alone(shop: httpx.AsyncClient) -> None:
-    await shop.post("/products", json={"name": "tea", "stock": 5})
-    assert (await shop.get("/products", headers={"X-Tenant": "globex"})).json() == []
-    assert (await shop.get("/products", headers={"X-Tenant": "initech"})).status_code == 404
+async def test_a_tenant_sees_its_own_alone(ads_client: AppClient) -> None:
+    await ads_client.post("/products", json={"name": "tea", "stock": 5})
+    assert (await ads_client.get("/products", tenant="globex")).json() == []
+    assert (await ads_client.get("/products", tenant="initech")).status_code == 404
+
+
+async def test_a_commit_that_fails_is_not_201(ads_client: AppClient, ads: TestKit) -> None:
+    with ads.fail_commit():
+        assert (await ads_client.post("/products", json={"name": "tea", "stock": 5})).status_code == 503
+    assert (await ads_client.get("/products")).json() == []
+    await ads.catch_up()
+    with ads.assert_round_trips(1):
+        await ads_client.get("/products")
+    ads.assert_route(node="r1")

@@ -149,7 +149,7 @@ def test_the_text_is_a_waterfall(spans: Sequence[ReadableSpan], tmp_path: Path) 
     assert head.startswith("POST /orders  trace ")
     assert head.endswith(", tenant acme, reference 5f0c")
     assert [line.split("  ", 2)[-1].partition("  ")[2] for line in lines] != []
-    assert lines[0].endswith("POST /orders               409; served by r1, primary")
+    assert lines[0].endswith("POST /orders               409; went to r1, primary")
     assert (
         "├─ orders → r1 (balanced)  it is the replica whose turn it is; data at most 12.5 ms old; pool 3.0 ms"
         in lines[1]

@@ -154,6 +154,32 @@ NONSENSE = [
         "without being listed in trusted_hosts",
     ),
     (
+        small(migrate={"folder": "m", "stages": [{"name": "rest"}, {"name": "late", "tenants": ["acme"]}]}),
+        Code.CONTRADICTION,
+        "migrate.stages[0]",
+        "all tenants that are left, and no stage can follow",
+        "put it last",
+    ),
+    (
+        small(
+            migrate={
+                "folder": "m",
+                "stages": [{"name": "canary", "tenants": ["acme"]}, {"name": "late", "tenants": ["acme"]}],
+            }
+        ),
+        Code.CONTRADICTION,
+        "migrate.stages[1].tenants[0]",
+        "a stage before has this tenant already",
+        "Name it once",
+    ),
+    (
+        small(migrate={"folder": "m", "stages": [{"name": "canary", "tenants": ["hooli"]}]}),
+        Code.UNKNOWN_TENANT,
+        "migrate.stages[0].tenants[0]",
+        "there is no such tenant",
+        "Name one of the tenants",
+    ),
+    (
         small(tenancy={"resolve": [{"header": "X"}], "trusted_hosts": ["app.test", f"*.{'a' * 64}.test"]}),
         Code.ADDRESS,
         "tenancy.trusted_hosts[1]",
@@ -445,6 +471,14 @@ SENSIBLE = [
     ),
     small(datasources=datasource(routing={"max_lag": "1ms"}), consistency=TOKENS),
     full(),
+    *(
+        # There may be such a tenant.
+        small(migrate={"folder": "m", "stages": [{"name": "canary", "tenants": ["hooli"]}, {"name": "rest"}]}, **others)
+        for others in (
+            {"tenants_from": {"datasource": "orders", "defaults": {"datasource": "orders", "schema": "{tenant}"}}},
+            {"tenants": {"*": {"datasource": "orders", "schema": "t_{tenant}"}}},
+        )
+    ),
     small(tenancy={"default": "orders"}, tenants={}),
     small(
         tenants={

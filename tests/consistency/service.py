@@ -38,7 +38,7 @@ class History:
     events: list[Write | Read] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    """Reads that were answered with 503, by what was being done to the servers."""
+    """Reads that got no rows, by what was being done to the servers."""
     phase: str = "quiet"
 
 
@@ -70,12 +70,14 @@ class Client:
             response = await self._http.request(method, f"http://127.0.0.1:{port}{path}", headers=headers)
         except httpx.HTTPError as error:
             self._history.statuses[f"{method} {type(error).__name__}"] += 1
+            if method == "GET":
+                self._history.refused[self._history.phase] += 1
             return None
         self._token = response.headers.get(TOKEN, self._token)
         is_json = response.headers["content-type"].endswith("json")
         kind = response.json().get("kind", "") if is_json else "no document"
         self._history.statuses[f"{method} {response.status_code} {kind}".strip()] += 1
-        if method == "GET" and response.status_code == 503:
+        if method == "GET" and response.status_code != 200:
             self._history.refused[self._history.phase] += 1
         return response
 
@@ -193,7 +195,8 @@ class Service:
     ) -> AsyncIterator[History]:
         """Run clients against the service during the block."""
         history = History()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # uvicorn closes idle connections after 5 s: a request at that moment would be lost.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
         async with (
             self.served(config, workers=workers) as ports,
             httpx.AsyncClient(timeout=15.0, limits=limits) as http,

@@ -337,6 +337,8 @@ async def test_a_stream_is_fetched_in_steps_from_a_cursor_on_the_server(world: W
             result = await db.sqlalchemy.stream_scalars(select(Order.item))
             assert await anext(aiter(result)) is not None
             await result.close()
+            # A second CLOSE would fail, and the transaction with it.
+            await result.close()
             assert await db.fetch_value("select count(*) from pg_cursors where name like 'ads%%'", []) == 0
         assert borrowed(registry) == 0
 

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from asgi_datasource.testing import EmbeddedCluster
+from scripts.browser import Browser, Page
 from starlette_app import tracing
 from starlette_app.demo import Console
 from starlette_app.smoke import check_all
@@ -212,6 +213,8 @@ def test_the_feed_has_server_and_reason_of_each_request(demo: Demo) -> None:
         answer = client.get("/reports/airports", headers={"X-Tenant": "mq"})
         number = int(answer.headers["x-request-number"])
         told = client.get(f"/ui/requests?after={number - 1}&limit=1").json()
+        gone = client.get("/ui/requests/99999999")
+        assert (gone.status_code, gone.json()["title"]) == (404, "the desk keeps its last 500 requests")
     candidates = " ".join(told["requests"][0]["steps"][0].pop("candidates"))
     assert re.fullmatch(r"r1 (up|lag \d+ ms) r2 (up|lag \d+ ms) primary up", candidates), candidates
     assert told["requests"][0] | {"at": 0, "ms": 0} == {
@@ -283,6 +286,93 @@ def test_pages_of_other_origins_cannot_control_the_servers(demo: Demo) -> None:
     assert httpx.post(f"{demo.address}/ui/control", json={"action": "stop"}, headers=own).status_code == 400
     assert httpx.post(f"{demo.address}/ui/control", json=order | {"server": "r9"}, headers=own).status_code == 400
     assert httpx.post(f"{demo.address}/ui/control", json=order | {"action": "drop"}, headers=own).status_code == 400
+
+
+def action(words: str) -> str:
+    """Press a button under "Try it"."""
+    return f"[...document.querySelectorAll('.action')].find(one => one.innerText.includes({words!r})).click()"
+
+
+async def command(page: Page, server: str, name: str, *, until: str) -> None:
+    """Press a button of a server, and wait until its card has a class, or a button."""
+    await page.run(f"document.querySelector('.server[data-node={server}] [data-action={name}]').click()")
+    await page.until(f"document.querySelector('.server[data-node={server}]').matches({until!r})")
+
+
+async def answers(page: Page, words: str) -> str:
+    """The text about the last button that was pressed, once it has these words."""
+    await page.until(f"document.getElementById('answer').innerText.includes({words!r})")
+    return await page.text("#answer")
+
+
+async def test_the_page_shows_what_happened(demo: Demo, browser: Browser) -> None:
+    async with browser.page(width=1280, height=900) as page:
+        await page.go(f"{demo.address}/ui/")
+        await page.until("document.querySelectorAll('#log tr').length > 3")
+        assert await page.run("document.getElementById('why').getBoundingClientRect().bottom < 900")
+
+        # Another airline's flight; and a plane without a server bounces.
+        await page.run(action("Another airline"))
+        found = await answers(page, "ways.")
+        assert "DL got nothing of" in found
+        assert await page.run("document.querySelectorAll('.contest .good').length") == 8
+        await page.until("Number(document.getElementById('sky').dataset.bounced) > 0")
+
+        # A token leads past the replicas that lag.
+        await page.run(action("Read your own write"))
+        found = await answers(page, "X-Datasource-Token")
+        assert "The client has read its own write each time" in found
+        assert re.search(r"with the token\s+200\s+primary \(behind\): sees the note", found), found
+        assert re.search(r"without it\s+200\s+r\d \(balanced\): does not have it yet", found), found
+        assert re.search(r"with it\s+200\s+r\d \(proved\): sees the note", found), found
+
+        # By keyboard: the details of a request that has written.
+        await page.run("document.querySelector('[data-filter=write]').click()")
+        note = "[...document.querySelectorAll('#log tr')].find(row => /notes[^]*committed/.test(row.innerText))"
+        await page.until(f"{note} !== undefined")
+        await page.run(f"{note}.querySelector('button').focus()")
+        await page.press("Enter")
+        await page.until("document.querySelector('#detail').open && !!document.querySelector('.choice')")
+        found = await page.text("#detail")
+        assert re.search(r"begin;\s+select set_config\('search_path', .+, true\);\s+insert into notes", found), found
+        assert "transaction airlines.primary" in found or "transaction united.primary" in found
+        assert re.search(r"r1\s+takes no writes\s+a replica takes no writes", found), found
+        await page.press("Escape")
+        await page.until("!document.querySelector('#detail').open")
+        assert await page.run("document.activeElement.closest('#log') !== null")
+
+        # Without a primary: 503, told as one. Then r1 is promoted.
+        await command(page, "primary", "stop", until=".stopped")
+        await page.run(action("Add a note"))
+        found = await answers(page, "503")
+        assert "The primary did not answer: the client was answered with 503. Nothing was stored" in found
+        assert "noticed nothing" not in found
+        await command(page, "r1", "promote", until=".leader")
+        while "201" not in await page.text("#answer"):
+            await page.run(f"document.getElementById('answer').replaceChildren(), {action('Add a note')}")
+            await answers(page, "note")
+        await command(page, "primary", "start", until=":has([data-action=promote])")
+        await command(page, "primary", "promote", until=".leader")
+        await command(page, "r1", "start", until=":has([data-action=promote])")
+
+        # The desk is gone, and comes back.
+        offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        await page.send("Network.emulateNetworkConditions", offline=True, **offline)
+        await page.until("document.getElementById('gone').innerText.includes('does not answer')")
+        assert "grayscale" in await page.run("getComputedStyle(document.getElementById('hub')).filter")
+        await page.send("Network.emulateNetworkConditions", offline=False, **offline)
+        await page.until("document.getElementById('gone').hidden")
+
+        # Dark, light, and a phone.
+        shades: set[str] = set()
+        for scheme in ("dark", "light"):
+            await page.prefer(scheme)
+            shades.add(await page.run("getComputedStyle(document.body).backgroundColor"))
+        assert len(shades) == 2
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        await page.send("Emulation.setDeviceMetricsOverride", **phone)
+        assert await page.run("document.documentElement.scrollWidth") == 390
+        assert [one for one in page.complaints if "Failed to load resource" not in one] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

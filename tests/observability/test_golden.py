@@ -13,90 +13,15 @@ from typing import Final
 import httpx
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from asgi_datasource import DataSession, compile, session, transactional
+from asgi_datasource import compile
 from asgi_datasource.testing import FaultProxy, write_traces
 from tests.cli.run import call
+from tests.observability.routes import ROUTES, SELECT, attempts
 from tests.observability.traces import complete, traced
 from tests.world import World
 
 GOLDEN: Final = Path(__file__).parent / "golden"
-INSERT: Final = "insert into orders (item) values (%s)"
-SELECT: Final = "select item from orders"
-
-
-async def read(request: Request) -> Response:
-    await session(request).read.fetch_all(SELECT)
-    return Response()
-
-
-async def write_and_read(request: Request) -> Response:
-    db = session(request)
-    await db.execute(INSERT, ["tea"])
-    await db.commit()
-    await db.read.fetch_all(SELECT)
-    return Response()
-
-
-async def break_a_promise(request: Request) -> Response:
-    """Write what only COMMIT checks."""
-    await session(request).execute("insert into children (parent) values (99)")
-    return Response(status_code=201)
-
-
-_attempts: list[int] = []
-
-
-@transactional(retry=1)
-async def lose_once(request: Request) -> Response:
-    _attempts.append(1)
-    db = session(request)
-    await db.execute(INSERT, ["tea"])
-    if len(_attempts) == 1:
-        await db.execute("do $$ begin raise exception using errcode = '40001'; end $$")
-    return Response()
-
-
-@transactional(timeout=0.3)
-async def wait(request: Request) -> Response:
-    db = session(request)
-    await db.execute(INSERT, ["tea"])
-    await db.execute("select pg_sleep(30)")
-    return Response()
-
-
-@transactional
-async def wait_for_ever(request: Request) -> Response:
-    db = session(request)
-    await db.execute(INSERT, ["tea"])
-    await db.execute("select pg_sleep(30)")
-    return Response()
-
-
-@transactional(propagation="requires_new")
-async def audit(db: DataSession) -> None:
-    await db.execute(INSERT, ["audit"])
-
-
-async def place_with_audit(request: Request) -> Response:
-    db = session(request)
-    await db.execute(INSERT, ["tea"])
-    await audit(db)
-    return JSONResponse({})
-
-
-ROUTES: Final = [
-    Route("/orders", read, methods=["GET"]),
-    Route("/orders", write_and_read, methods=["POST"]),
-    Route("/children", break_a_promise, methods=["POST"]),
-    Route("/conflict", lose_once, methods=["POST"]),
-    Route("/slow", wait, methods=["POST"]),
-    Route("/abandoned", wait_for_ever, methods=["POST"]),
-    Route("/audited", place_with_audit, methods=["POST"]),
-]
 
 PLAIN: Final[dict[str, tuple[str, str, int]]] = {
     "replica_read": ("GET", "/orders", 200),
@@ -157,7 +82,7 @@ async def test_requests_behind_opentelemetrys_middleware(
         await http.post("/audited")
         for name, (method, path, status) in PLAIN.items():
             await world.sql("truncate orders")
-            _attempts.clear()
+            attempts.clear()
             spans.clear()
             if status == 0:
                 with pytest.raises(httpx.TimeoutException):

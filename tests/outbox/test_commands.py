@@ -56,8 +56,9 @@ async def test_a_relay_ends_at_sigterm_with_its_batch_acknowledged(world: World,
         await until_lines(sink, 1)
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        out, _ = await process.communicate()
+        out, told = await process.communicate()
         took_s = time.monotonic() - began
+    assert b"outbox relay: stopping" in told
     assert process.returncode == 0
     published = json.loads(out)["published"]
     assert published == len(sink.lines())

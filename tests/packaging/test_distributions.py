@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -82,7 +83,11 @@ def test_the_metadata_is_valid_and_names_the_tested_versions(built: Path, wheel:
     assert metadata["Requires-Python"] == f">={versions[0]}"
     assert RUNNING in versions
     assert f"Python {versions[0]} to {versions[-1]}, PostgreSQL" in (ROOT / "README.md").read_text()
-    assert set(metadata.get_all("Provides-Extra", [])) == set(project["project"]["optional-dependencies"])
+    page = (ROOT / "docs/installation.md").read_text()
+    assert f"Python {versions[0]} to {versions[-1]} on Linux" in page
+    table = page.partition("| extra | brings")[2].partition("\n\n")[0]
+    extras = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines()[2:])))
+    assert extras == set(project["project"]["optional-dependencies"]) == set(metadata.get_all("Provides-Extra", []))
 
 
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, whole: bool, tmp_path: Path) -> None:

@@ -168,3 +168,13 @@ async def test_a_registry_that_nothing_refers_to_any_more_closes(cluster: Embedd
         return await asyncio.to_thread(backends, cluster) == 0
 
     await until(is_closed)
+
+
+async def test_a_registry_that_is_closed_leaves_no_task(cluster: EmbeddedCluster) -> None:
+    before = asyncio.all_tasks()
+    registry = compile(config_of(cluster))
+    await registry.open()
+    async with registry.session() as db:
+        await db.fetch_value("select 1")
+    await registry.close()
+    await until(lambda: not asyncio.all_tasks() - before)

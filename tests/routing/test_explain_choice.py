@@ -107,6 +107,10 @@ def test_the_reason_why_a_farther_or_busier_replica_was_not_chosen() -> None:
     assert judged(busy, load={"r1": 3.0, "r2": 1.5})["r1"] == (
         Verdict.BUSIER, "it is busier (3 borrowed for its weight)",
     )  # fmt: skip
+    # Without figures, they are as busy as each other.
+    assert {verdict for verdict, _ in judged(busy).values()} == {
+        Verdict.CHOSEN, Verdict.NOT_ITS_TURN, Verdict.SPARED,
+    }  # fmt: skip
 
 
 def test_the_reason_why_the_primary_was_not_chosen() -> None:

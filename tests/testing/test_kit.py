@@ -56,7 +56,9 @@ PROJECT = {
         ads_app = shop:app
         asyncio_mode = strict
         asyncio_default_fixture_loop_scope = function
-        filterwarnings = error
+        filterwarnings =
+            error
+            ignore:Using `httpx` with
     """,
     "conftest.py": """
         import pytest
@@ -142,7 +144,7 @@ PROJECT = {
                     assert client.post("/orders").status_code == 503
                 assert client.post("/orders").status_code == 201
                 assert client.get("/orders").json() == 1
-            ads.assert_route(node="primary")
+            assert str(ads.routes[1]) == "orders.primary (write)"
 
         def test_data_of_a_test(ads_database, ads_session):
             ads_database.execute("insert into acme.orders (item) values ('tea')")

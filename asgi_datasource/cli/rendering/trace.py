@@ -76,7 +76,7 @@ def _said(span: Span, known: Spans, *, names_service: bool) -> Iterator[str]:
         if question in ("tenant", "reference") or (question == "server" and "→" in span.name):
             continue
         if question == "server":
-            yield f"{'served by' if NODES in span.attributes else 'on'} {answer}"
+            yield f"{'went to' if NODES in span.attributes else 'on'} {answer}"
         else:
             yield answer
     yield from (text for link in span.links if (text := _linked(span, link, known)))

@@ -34,7 +34,7 @@ export async function readOwnWrite(tenant, flights, servers, control) {
   }
   // The replicas catch up now: soon one of them proves that it has the note.
   let later;
-  for (let tries = 0; tries < 20 && !later?.servedBy?.includes("(proved)"); tries += 1) {
+  for (let tries = 0; tries < 60 && !later?.servedBy?.includes("(proved)"); tries += 1) {
     later = await call(tenant, "GET", path, undefined, token);
     await new Promise((resolve) => { setTimeout(resolve, 50); });
   }

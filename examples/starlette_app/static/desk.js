@@ -441,7 +441,7 @@ function frame(now) {
     const leg = plane.legs[plane.leg];
     plane.t += passed / leg.ms;
     if (plane.t >= 1) {
-      if (leg.bounces) bursts.push({ at: leg.path[3], t: 0 });
+      if (leg.bounces) { bursts.push({ at: leg.path[3], t: 0 }); sky.dataset.bounced = Number(sky.dataset.bounced ?? 0) + 1; }
       if (leg.hit) { leg.hit.classList.add("hit"); setTimeout(() => leg.hit.classList.remove("hit"), 180); }
       plane.leg += 1; plane.t = 0; plane.trail = [];
       if (plane.leg >= plane.legs.length) { planes.splice(planes.indexOf(plane), 1); continue; }

@@ -1,0 +1,1 @@
+"""Incidents on real servers, with what the trace, the metrics, the log and the console show of them."""
