@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, MutableMapping
 from enum import StrEnum
 from typing import Any, Final, cast
+from urllib.parse import quote
 
 from opentelemetry.trace import Span
 from starlette.types import Message, Receive, Send
@@ -656,7 +657,7 @@ class ResponseGuard:
                     "retry_exhausted",
                     "%s %s has failed %d times with a conflict: %s. The last error is the answer",
                     self.scope["method"],
-                    self.scope["path"],
+                    quote(self.scope["path"]),  # it may contain line breaks
                     attempt.number,
                     session.lost_by.sqlstate,
                     fields={names.RETRY_ATTEMPT: attempt.number, names.DB_STATUS_CODE: session.lost_by.sqlstate or ""},

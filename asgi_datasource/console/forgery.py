@@ -69,7 +69,10 @@ class ForgeryGuard:
             return site == "same-origin"
         if origin.lower() in self._origins:
             return True
-        parts = urlsplit(origin.lower())
+        try:
+            parts = urlsplit(origin.lower())
+        except ValueError:
+            return False
         default = _DEFAULT_PORTS.get(parts.scheme)
         if default is None or not parts.netloc:
             return False

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from urllib.parse import quote
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
@@ -820,7 +821,8 @@ class SessionBase:
         if self._policy.recorder is not None:
             self._policy.recorder.measure(self._tenant.name).used_late(self._datasource.name)
         line = line_of_caller()
-        request = "" if self.scope is None else f" of {self._method} {self.scope.get('path', '')}"
+        # Encoded, as a path may contain line breaks.
+        request = "" if self.scope is None else f" of {self._method} {quote(self.scope.get('path', ''))}"
         log_decision(
             logger,
             logging.WARNING,

@@ -319,6 +319,9 @@ class UnitOfWork:
         except BaseException as error:
             is_unknown = not isinstance(error, DataError) or isinstance(error, CommitUnknown)
             self._owner.commits += is_unknown
+            if is_unknown and self._owner.client_history is not None:
+                # It may have been committed: the client's later reads must see it then.
+                self._owner.client_history.note(NOWHERE)
             if is_conflict(error):
                 self.lost_by = error
             self._owner.settle_hooks(hooks, committed=None if is_unknown else False)

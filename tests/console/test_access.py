@@ -99,6 +99,7 @@ async def test_a_form_needs_the_page_s_origin_and_its_token() -> None:
     forged = [
         ([own, (b"origin", b"http://evil.example")], token),
         ([own, (b"origin", b"null")], token),
+        ([own, (b"origin", b"http://[")], token),
         ([own, (b"sec-fetch-site", b"cross-site"), ORIGIN], token),
         ([own, (b"sec-fetch-site", b"same-site"), ORIGIN], token),
         ([own], token),

@@ -16,6 +16,7 @@ from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compil
 from asgi_datasource.drivers.psycopg import connection as connection_module
 from asgi_datasource.drivers.psycopg.connection import PsycopgConnection
 from asgi_datasource.drivers.psycopg.read_sharing import ReadShare, ReadSharing
+from asgi_datasource.drivers.psycopg.statement import MAX_CACHED_LENGTH
 from tests.pools import assert_whole, until, until_at_rest
 from tests.world import World
 
@@ -130,6 +131,29 @@ async def test_tenants_never_meet(world: World, depths: list[int]) -> None:
             await asyncio.gather(*(read(number) for number in range(200)))
         await assert_whole(registry, world)
     assert max(depths) == DEPTH
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_read_that_could_not_join_leaves_no_state_of_others(world: World, depths: list[int]) -> None:
+    """It changes the tenant of the session while another tenant's read, with the reset for that one, is in progress."""
+    await world.sql(
+        "create function shared.leave_behind() returns text language plpgsql as $$"
+        " declare found text := coalesce(current_setting('app.note', true), '');"
+        " begin perform set_config('app.note', current_setting('app.tenant'), false); return found; end $$;"
+        " grant execute on function shared.leave_behind to app"
+    )
+    async with world.registry(pool=ONE, **QUIET) as registry, gate(world) as held:
+        await settle(registry)
+        await fetch(registry, QUICK, tenant="umbrella")
+        depths.clear()
+        (first,) = await reads(registry, f"{BLOCKED}, leave_behind() as note")
+        long = "select coalesce(current_setting('app.note', true), '') as note" + " " * MAX_CACHED_LENGTH
+        (second,) = await reads(registry, long, tenant="umbrella")
+        assert depths == [2], "it was lent a part of the connection, on which nothing was sent"
+        await held.open()
+        assert (await first)["note"] == ""
+        assert (await second)["note"] == ""
+        await assert_whole(registry, world)
 
 
 async def test_a_failed_read_fails_alone(world: World, depths: list[int]) -> None:

@@ -182,6 +182,21 @@ async def test_a_lost_connection_tells_the_truth(
             assert db.commits == before + 1, "the request is not retried"
 
 
+async def test_later_reads_of_the_client_see_what_may_have_been_committed(world: World, proxy: FaultProxy) -> None:
+    """Without the id nothing is known of its outcome: the token leads to the primary."""
+    tokens = {"token": "header", "secret": "a secret of more than thirty-two characters", "monotonic": False}
+    urls = {"primary": through(proxy, world.url())}
+    async with world.registry(urls=urls, consistency=tokens, **QUIET) as registry:
+        await until_at_rest(registry)
+        async with registry.session("acme") as db:
+            writing = asyncio.ensure_future(db.execute_and_commit(INSERT, ["tea"]))
+            await lose_the_answer(proxy)
+            await asyncio.wait({writing})
+            error = writing.exception()
+        if isinstance(error, CommitUnknown):
+            assert db.token is not None
+
+
 async def test_a_cancelled_caller_does_not_stop_it(world: World, registry: DataSourceRegistry) -> None:
     outcomes: list[str] = []
     async with registry.session("acme") as db:

@@ -429,8 +429,10 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             if receiver.has_committed:
                 if receiver.is_read:
                     self.has_written = False
-                # Behind a pooler the next transaction may be in another session.
-                self.is_unclean = self._observer is not None and self._observer.shares_sessions
+                if receiver.reset is None or receiver.tenancy == self.tenancy:
+                    # Behind a pooler the next transaction may be in another session. After a later change of the
+                    # tenant, by a read that was about to join this one, the session has to be reset once more.
+                    self.is_unclean = self._observer is not None and self._observer.shares_sessions
 
     def _learn(self, query: str, params: Params | None) -> KnownQuery:
         """Convert and cache a new text; also records whether it needs special treatment."""
