@@ -227,6 +227,8 @@ class Executor(Router):
         """A connection on which nothing was sent, for `read` or `begin`; None if it is shared, and was returned."""
         if not connection.is_shared:
             return server, connection, proof
+        if proof is not None:
+            proof.attempt.end_route(is_ready=False)
         server.put_back(connection)
         return None
 
@@ -325,7 +327,8 @@ class Executor(Router):
                 envelope = READ if proof is None else proof.asked
                 await self._finish(server, connection, exchange, statements, first=envelope.index)
                 begun = None
-                is_alone = connection.stop_sharing()
+                # Behind its answer, reads whose callers have left may still be in progress.
+                is_alone = connection.stop_sharing() and not connection.is_midway
             if proof is not None and not exchange.is_withdrawn and not proof.is_met(exchange, server, connection):
                 if not is_alone:
                     # It is polled on a connection of its own.

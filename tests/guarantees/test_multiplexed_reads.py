@@ -13,10 +13,13 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricR
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
+from asgi_datasource.datasource.causal_reads import CausalRead
+from asgi_datasource.datasource.router import Router
 from asgi_datasource.drivers.psycopg import connection as connection_module
 from asgi_datasource.drivers.psycopg.connection import PsycopgConnection
 from asgi_datasource.drivers.psycopg.read_sharing import ReadShare, ReadSharing
 from asgi_datasource.drivers.psycopg.statement import MAX_CACHED_LENGTH
+from asgi_datasource.routing import Role, parse_lsn
 from tests.pools import assert_whole, until, until_at_rest
 from tests.world import World
 
@@ -313,6 +316,54 @@ async def test_clients_read_their_own_writes(world: World, depths: list[int]) ->
             found = await asyncio.gather(*(count() for _ in range(12)))
             assert {rows for rows, _ in found} == {number + 1}
     assert depths
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_proof_is_not_asked_for_behind_a_read_whose_caller_has_left(
+    world: World, depths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first read of a connection has no proof yet, and behind its answer another one is still in progress."""
+    options: dict[str, Any] = {
+        **QUIET,
+        "replicas": ("r1",),
+        "routing": {"check_interval": "50ms", "max_lag": "10s"},
+        "consistency": {"token": "header", "secret": "a secret of more than thirty-two characters"},
+    }
+    is_met = CausalRead.is_met
+    asked: list[str] = []
+
+    def not_at_first(self: CausalRead, exchange: Any, server: Any, connection: Any) -> bool:
+        asked.append(server.name)
+        return len(asked) > 1 and is_met(self, exchange, server, connection)
+
+    async with world.registry(pool=ONE, **options) as registry:
+        await settle(registry)
+        async with registry.session("initech") as db:
+            await db.execute("insert into orders (item) values ('own')")
+        ((written,),) = await world.sql("select pg_current_wal_lsn()::text")
+        await until(lambda: read_position(registry) >= parse_lsn(written), "the replica is behind")
+        monkeypatch.setattr(Router, "must_prove", lambda _, server, *__: server.role is Role.REPLICA)
+        monkeypatch.setattr(CausalRead, "is_met", not_at_first)
+        depths.clear()
+
+        async def count() -> Any:
+            async with registry.session("initech", token=db.token) as reader:
+                return await reader.read.fetch_value("select count(*), pg_sleep(0.2) from orders")
+
+        first = asyncio.ensure_future(count())
+        await asyncio.sleep(0)
+        (left,) = await reads(registry, "select pg_sleep(3)")
+        assert depths == [2]
+        left.cancel()
+        assert await first == 1
+        assert asked[0] == "r1"
+        await assert_whole(registry, world)
+
+
+def read_position(registry: DataSourceRegistry) -> int:
+    """The last known position of the replica."""
+    (node,) = registry.datasources["orders"].topology.replicas
+    return 0 if node.position is None else node.position.lsn
 
 
 def recorded(reader: InMemoryMetricReader, name: str) -> tuple[int, float]:
