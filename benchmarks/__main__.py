@@ -13,6 +13,7 @@ from typing import Final
 from benchmarks import (
     boot,
     choice,
+    counted,
     in_process,
     latency,
     load,
@@ -22,6 +23,7 @@ from benchmarks import (
     session_reset,
     telemetry,
     tenants,
+    tournament,
     validate,
 )
 from benchmarks.report import Report
@@ -40,6 +42,7 @@ NAMES: Final = (
     session_reset.NAME,
     telemetry.NAME,
     profile.NAME,
+    tournament.NAME,
 )
 RESULTS: Final = Path(__file__).parent / "results"
 
@@ -47,19 +50,27 @@ RESULTS: Final = Path(__file__).parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; the exit status is 0 even if targets are missed, because the machine may be noisy."""
     options = _parser().parse_args(arguments)
+    if options.gate:
+        reference: Path = options.reference
+        counting = counted.gate(options.server, reference, write=options.write, instructions=options.instructions)
+        return asyncio.run(counting)
     names = options.only or list(NAMES)
     report = Report(quick=options.quick)
+    path = options.json or RESULTS / f"{report.started_at.replace(':', '').replace('+0000', 'Z')}.json"
     try:
         asyncio.run(_run(report, names, options))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except Exception:
+        report.write(path)
+        print(f"what was measured before the error is in {path}", file=sys.stderr)
+        raise
     print(report.table())
     missed = [ratio for ratio in report.ratios if ratio.is_met is False]
     print(f"\n{len(missed)} target(s) missed, {sum(ratio.is_met is True for ratio in report.ratios)} met.")
     if report.quick:
         print("--quick only checks that everything runs; its figures are meaningless.")
-    path = options.json or RESULTS / f"{report.started_at.replace(':', '').replace('+0000', 'Z')}.json"
     report.write(path)
     print(f"written to {path}", file=sys.stderr)
     return 0
@@ -81,7 +92,8 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     without_server = {in_process.NAME, choice.NAME, validate.NAME, boot.NAME}
     if without_server.issuperset(names):
         return
-    async with benchmark_server(options.server) as server:
+    replicas = 1 if tournament.NAME in names else 0
+    async with benchmark_server(options.server, replicas=replicas) as server:
         report.environment["server"] = server.settings
         if round_trips.NAME in names:
             with _progress(round_trips.NAME):
@@ -101,6 +113,11 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
         if telemetry.NAME in names:
             with _progress(telemetry.NAME):
                 await telemetry.run(report, server, quick=options.quick)
+        if tournament.NAME in names:
+            with _progress(tournament.NAME):
+                await tournament.run(
+                    report, server, quick=options.quick, rounds=options.rounds, seconds=options.seconds
+                )
         if profile.NAME in names:
             with _progress(profile.NAME):
                 print(await profile.run(server, quick=options.quick), end="\n\n")
@@ -108,7 +125,15 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
             client = load.generator(options.client)
             with _progress(load.NAME):
                 for loop in ("asyncio", "uvloop") if options.loop == "both" else (options.loop,):
-                    await load.run(report, server, quick=options.quick, loop=loop, client=client)
+                    await load.run(
+                        report,
+                        server,
+                        quick=options.quick,
+                        loop=loop,
+                        client=client,
+                        rounds=options.load_rounds,
+                        seconds=options.load_seconds,
+                    )
 
 
 class _progress:  # noqa: N801 # reads as a statement: with _progress("load")
@@ -134,6 +159,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loop", choices=("both", "asyncio", "uvloop"), default="both", help="event loop of the servers"
     )
+    parser.add_argument(
+        "--gate", action="store_true", help="compare counted figures with the committed ones; 1 if one rose"
+    )
+    parser.add_argument("--write", action="store_true", help="with --gate: renew the committed figures")
+    parser.add_argument("--instructions", action="store_true", help="with --gate: count instructions, with valgrind")
+    parser.add_argument(
+        "--reference", type=Path, metavar="FILE", default=counted.REFERENCE, help="with --gate: the committed figures"
+    )
+    parser.add_argument("--load-rounds", type=int, default=8, help="rounds of each case of load")
+    parser.add_argument("--load-seconds", type=int, default=2, help="load of each side in a round of load")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each cell of the tournament")
+    parser.add_argument("--seconds", type=float, default=0.4, help="load of each side in a round of the tournament")
     parser.add_argument("--client", choices=("auto", "wrk", "builtin"), default="auto", help="load generator")
     return parser
 

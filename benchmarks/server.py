@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -24,6 +24,12 @@ class Server:
     host: str
     port: int
     settings: dict[str, str]
+    replica_port: int | None = None
+
+    @property
+    def replica_url(self) -> str | None:
+        """The service's URL on the replica; None without one."""
+        return None if self.replica_port is None else self.url(self.replica_port)
 
     def url(self, port: int | None = None) -> str:
         """The service's URL, with a role that is subject to row security; `port` is that of a proxy before it."""
@@ -31,19 +37,24 @@ class Server:
 
 
 @asynccontextmanager
-async def benchmark_server(admin_url: str | None) -> AsyncIterator[Server]:
+async def benchmark_server(admin_url: str | None, *, replicas: int = 0) -> AsyncIterator[Server]:
     """Provide a server with a new database for the run.
 
     Args:
         admin_url: A superuser's URL; None starts an embedded server.
+        replicas: Replicas of an embedded server.
     """
     if admin_url is not None:
         yield await _prepare(admin_url)
         return
     from asgi_datasource.testing import EmbeddedCluster
 
-    async with EmbeddedCluster() as cluster:
-        yield await _prepare(cluster.primary.url(user="postgres"))
+    async with EmbeddedCluster(replicas, settings={"max_connections": 500}) as cluster:
+        server = await _prepare(cluster.primary.url(user="postgres"))
+        if replicas:
+            await cluster.caught_up()
+            server = replace(server, replica_port=cluster.nodes["r1"].port)
+        yield server
 
 
 async def _prepare(admin_url: str) -> Server:

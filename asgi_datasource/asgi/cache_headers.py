@@ -7,9 +7,8 @@ Without them it would serve one tenant's response to another.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from starlette.types import Message
 
@@ -60,15 +59,16 @@ class CacheHeaders:
         if message["type"] != "http.response.start":
             return message
         # Any iterable, perhaps one that can be read once (ASGI specification, "Response Start").
-        given: object = message.get("headers", ())
-        headers = cast("_Headers", given if type(given) is list else list(cast("Iterable[object]", given)))
+        given: Any = message.get("headers", ())
+        kind: type[object] = type(given)
+        headers: _Headers = given if kind is list else list(given)
         if not self.is_private:
             # Nearly every response has no `Vary` yet: one loop, no call.
             for name, _ in headers:
                 if len(name) == 4 and name.lower() == b"vary":
                     break
             else:
-                changed = cast("dict[str, Any]", message).copy() if type(message) is dict else dict(message)
+                changed = dict(message)
                 changed["headers"] = [*headers, self._vary]
                 return changed
         headers = headers[:]

@@ -23,6 +23,11 @@ ORM_OURS: Final = "ORM on asgi-datasource"
 ORM_ASYNCPG: Final = "ORM + asyncpg"
 ORM_PSYCOPG: Final = "ORM + psycopg"
 FASTAPI_DEPENDS: Final = "FastAPI Depends(yield)"
+FASTAPI_PSYCOPG: Final = "FastAPI Depends(yield), psycopg"
+LITESTAR: Final = "Litestar + advanced-alchemy"
+SQLSPEC: Final = "SQLSpec + asyncpg"
+PSQLPY: Final = "psqlpy by hand"
+OURS_WITH_REPLICA: Final = "asgi-datasource with a replica"
 FASTAPI_OURS: Final = "asgi-datasource in FastAPI"
 
 _BUILDERS: Final = {
@@ -36,6 +41,11 @@ _BUILDERS: Final = {
     ORM_ASYNCPG: "benchmarks.sides.orm:on_asyncpg",
     ORM_PSYCOPG: "benchmarks.sides.orm:on_psycopg",
     FASTAPI_DEPENDS: "benchmarks.sides.fastapi_recipe:depends_yield",
+    FASTAPI_PSYCOPG: "benchmarks.sides.fastapi_recipe:depends_yield_psycopg",
+    LITESTAR: "benchmarks.sides.litestar_alchemy:app",
+    SQLSPEC: "benchmarks.sides.sqlspec_session:on_asyncpg",
+    PSQLPY: "benchmarks.sides.psqlpy_by_hand:pooled",
+    OURS_WITH_REPLICA: "benchmarks.sides.ours:with_replica",
     FASTAPI_OURS: "benchmarks.sides.fastapi_recipe:ours",
 }
 NAMES: Final = tuple(_BUILDERS)

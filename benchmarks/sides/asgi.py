@@ -5,8 +5,12 @@ framework, are compared with each other.
 
     GET  /items/{id}    one read
     POST /items/{id}    one write
+    GET  /reads/{n}     n reads
+    POST /change/{id}   a row is read, locked and changed: two statements
     POST /batch/{n}     a transaction of n writes
+    GET  /report        an aggregate of the rows of the tenant
     GET  /plain         no SQL
+    websocket           one read, then idle
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ Row = Mapping[str, Any]
 
 
 class Side(Protocol):
-    """The part of a side: its pool, and the three handlers."""
+    """The part of a side: its pool, and the handlers."""
 
     async def open(self) -> None: ...
 
@@ -42,6 +46,12 @@ class Side(Protocol):
     async def write(self, scope: Scope, item: int) -> Row: ...
 
     async def batch(self, scope: Scope, items: Iterable[int]) -> Row: ...
+
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row: ...
+
+    async def change(self, scope: Scope, item: int) -> Row: ...
+
+    async def report(self, scope: Scope) -> Row: ...
 
 
 def tenant_of(scope: Scope) -> str:
@@ -60,12 +70,21 @@ def service(side: Side) -> ASGIApp:
         if scope["type"] == "lifespan":
             await _lifespan(side, receive, send)
             return
+        if scope["type"] == "websocket":
+            await _websocket(side, scope, receive, send)
+            return
         route, _, argument = scope["path"][1:].partition("/")
         row: Row
         if route == "items":
             row = await (side.read if scope["method"] == "GET" else side.write)(scope, int(argument))
         elif route == "batch":
             row = await side.batch(scope, range(1, int(argument) + 1))
+        elif route == "reads":
+            row = await side.reads(scope, range(1, int(argument) + 1))
+        elif route == "change":
+            row = await side.change(scope, int(argument))
+        elif route == "report":
+            row = await side.report(scope)
         else:
             row = {"ok": True}
         body = json.dumps(dict(row)).encode()
@@ -82,6 +101,14 @@ def service(side: Side) -> ASGIApp:
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+async def _websocket(side: Side, scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": json.dumps(dict(await side.read(scope, 1)))})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
 
 
 async def _lifespan(side: Side, receive: Receive, send: Send) -> None:

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 import asyncpg
 
 from benchmarks.sides.asgi import ASGIApp, Row, Scope, service, tenant_of
-from benchmarks.sides.statements import NUMBERED_READ, NUMBERED_SET_TENANT, NUMBERED_WRITE
+from benchmarks.sides.statements import (
+    NUMBERED_LOCKED,
+    NUMBERED_READ,
+    NUMBERED_REPORT,
+    NUMBERED_SET_TENANT,
+    NUMBERED_WRITE,
+)
 
 
 async def _no_reset(connection: asyncpg.Connection) -> None:
@@ -40,6 +46,23 @@ class _Pooled:
                 await connection.fetchrow(NUMBERED_WRITE, item)
                 count += 1
             return {"count": count}
+
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row:
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.fetchval(NUMBERED_SET_TENANT, tenant_of(scope))
+            return {"count": len([await connection.fetchrow(NUMBERED_READ, item) for item in items])}
+
+    async def change(self, scope: Scope, item: int) -> Row:
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.fetchval(NUMBERED_SET_TENANT, tenant_of(scope))
+            await connection.fetchrow(NUMBERED_LOCKED, item)
+            row: Row = await connection.fetchrow(NUMBERED_WRITE, item)
+            return row
+
+    async def report(self, scope: Scope) -> Row:
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.fetchval(NUMBERED_SET_TENANT, tenant_of(scope))
+            return {"digits": [dict(row) for row in await connection.fetch(NUMBERED_REPORT)]}
 
     async def _one(self, scope: Scope, statement: str, item: int) -> Row:
         async with self._pool.acquire() as connection, connection.transaction():

@@ -11,15 +11,27 @@ from fastapi import Depends, FastAPI, Header
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from benchmarks.sides.asgi import ASGIApp
+from benchmarks.sides.statements import LOCKED as PLAIN_LOCKED
 from benchmarks.sides.statements import READ as PLAIN_READ
+from benchmarks.sides.statements import REPORT as PLAIN_REPORT
 from benchmarks.sides.statements import WRITE as PLAIN_WRITE
 
 
 def depends_yield(url: str, pool_size: int) -> ASGIApp:
     """A session for each request, from a dependency that begins and commits; SQLAlchemy with asyncpg."""
-    from benchmarks.sides.sqlalchemy_session import READ, SET_TENANT, WRITE, engine_for, run_one
+    return _recipe(url, pool_size, "asyncpg")
 
-    engine = engine_for(url, "asyncpg", pool_size)
+
+def depends_yield_psycopg(url: str, pool_size: int) -> ASGIApp:
+    """The same with psycopg."""
+    return _recipe(url, pool_size, "psycopg")
+
+
+def _recipe(url: str, pool_size: int, driver: str) -> ASGIApp:
+    from benchmarks.sides.sqlalchemy_session import LOCKED, READ, SET_TENANT, WRITE, engine_for, run_one
+    from benchmarks.sides.sqlalchemy_session import report as run_report
+
+    engine = engine_for(url, driver, pool_size)
     make_session = async_sessionmaker(engine, expire_on_commit=False)
 
     async def get_session(x_tenant: Annotated[str, Header()]) -> AsyncIterator[AsyncSession]:
@@ -48,6 +60,19 @@ def depends_yield(url: str, pool_size: int) -> ASGIApp:
             await run_one(session, WRITE, item)
         return {"count": count}
 
+    @app.get("/reads/{count}")
+    async def reads(count: int, session: Annotated[AsyncSession, Depends(get_session)]) -> dict[str, Any]:
+        return {"count": len([await run_one(session, READ, item) for item in range(1, count + 1)])}
+
+    @app.post("/change/{item}")
+    async def change(item: int, session: Annotated[AsyncSession, Depends(get_session)]) -> dict[str, Any]:
+        await run_one(session, LOCKED, item)
+        return dict(await run_one(session, WRITE, item))
+
+    @app.get("/report")
+    async def summary(session: Annotated[AsyncSession, Depends(get_session)]) -> dict[str, Any]:
+        return dict(await run_report(session))
+
     @app.get("/plain")
     async def plain() -> dict[str, Any]:
         return {"ok": True}
@@ -75,6 +100,19 @@ def ours(url: str, pool_size: int) -> ASGIApp:
         for item in range(1, count + 1):
             await db.execute(PLAIN_WRITE, [item])
         return {"count": count}
+
+    @app.get("/reads/{count}")
+    async def reads(count: int, db: Annotated[DataSession, Depends(session)]) -> dict[str, Any]:
+        return {"count": len([await db.fetch_one(PLAIN_READ, [item]) for item in range(1, count + 1)])}
+
+    @app.post("/change/{item}")
+    async def change(item: int, db: Annotated[DataSession, Depends(session)]) -> dict[str, Any]:
+        await db.fetch_one(PLAIN_LOCKED, [item])
+        return dict(await db.fetch_one(PLAIN_WRITE, [item]) or {})
+
+    @app.get("/report")
+    async def summary(db: Annotated[DataSession, Depends(session)]) -> dict[str, Any]:
+        return {"digits": [dict(row) for row in await db.fetch_all(PLAIN_REPORT, [])]}
 
     @app.get("/plain")
     async def plain() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from asgi_datasource import DataSourceMiddleware, session
 from benchmarks.sides.asgi import ASGIApp, Row, Scope, service, tenant_of
 from benchmarks.sides.ours import config
-from benchmarks.sides.sqlalchemy_session import engine_for
+from benchmarks.sides.sqlalchemy_session import REPORT, engine_for
 from benchmarks.sides.statements import NAMED_SET_TENANT
 
 SET_TENANT: Final = text(NAMED_SET_TENANT)
@@ -51,6 +51,11 @@ async def change(orm: AsyncSession, item: int) -> Item:
     return (await orm.scalars(update(Item).where(Item.id == item).values(qty=Item.qty + 1).returning(Item))).one()
 
 
+async def report(orm: AsyncSession) -> Row:
+    """The report, as text."""
+    return {"digits": [dict(row) for row in (await orm.execute(REPORT)).mappings()]}
+
+
 class _Ours:
     async def open(self) -> None:
         """Do nothing: the middleware opens the pool."""
@@ -66,6 +71,15 @@ class _Ours:
 
     async def batch(self, scope: Scope, items: Iterable[int]) -> Row:
         return {"count": len([await change(session(scope).sqlalchemy, item) for item in items])}
+
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row:
+        return {"count": len([await read(session(scope).sqlalchemy, item) for item in items])}
+
+    async def change(self, scope: Scope, item: int) -> Row:
+        return await self.write(scope, item)
+
+    async def report(self, scope: Scope) -> Row:
+        return await report(session(scope).sqlalchemy)
 
 
 class _Engine:
@@ -94,6 +108,19 @@ class _Engine:
         async with self._session() as orm, orm.begin():
             await orm.execute(SET_TENANT, {"tenant": tenant_of(scope)})
             return {"count": len([await change(orm, item) for item in items])}
+
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row:
+        async with self._session() as orm, orm.begin():
+            await orm.execute(SET_TENANT, {"tenant": tenant_of(scope)})
+            return {"count": len([await read(orm, item) for item in items])}
+
+    async def change(self, scope: Scope, item: int) -> Row:
+        return await self.write(scope, item)
+
+    async def report(self, scope: Scope) -> Row:
+        async with self._session() as orm, orm.begin():
+            await orm.execute(SET_TENANT, {"tenant": tenant_of(scope)})
+            return await report(orm)
 
 
 def on_ours(url: str, pool_size: int) -> ASGIApp:

@@ -7,22 +7,26 @@ from typing import Any
 
 from asgi_datasource import DataSourceMiddleware, session
 from benchmarks.sides.asgi import TENANT, TENANT_HEADER, TENANT_SETTING, ASGIApp, Row, Scope, service
-from benchmarks.sides.statements import READ, WRITE
+from benchmarks.sides.statements import LOCKED, READ, REPORT, WRITE
 
 
-def config(url: str, pool_size: int) -> dict[str, Any]:
-    """The configuration document of the service."""
-    return {
+def config(url: str, pool_size: int, replica: str | None = None) -> dict[str, Any]:
+    """The configuration document of the service; `replica` is the URL of a replica."""
+    document: dict[str, Any] = {
         "version": 1,
         "datasources": {
             "main": {
                 "primary": {"url": url},
-                "pool": {"min_size": pool_size, "max_size": pool_size},
+                # The other sides do not refuse requests that would wait for a connection.
+                "pool": {"min_size": pool_size, "max_size": pool_size, "max_waiting": 0, "acquire_timeout": "60s"},
             }
         },
         "tenancy": {"resolve": [{"header": TENANT_HEADER.decode("ascii")}]},
         "tenants": {TENANT: {"datasource": "main", "row_security": {TENANT_SETTING: TENANT}}},
     }
+    if replica is not None:
+        document["datasources"]["main"]["replicas"] = {"r1": {"url": replica}}
+    return document
 
 
 class _Session:
@@ -46,6 +50,18 @@ class _Session:
             count += 1
         return {"count": count}
 
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row:
+        db = session(scope)
+        return {"count": len([await db.fetch_one(READ, [item]) for item in items])}
+
+    async def change(self, scope: Scope, item: int) -> Row:
+        db = session(scope)
+        await db.fetch_one(LOCKED, [item])
+        return _found(await db.fetch_one(WRITE, [item]))
+
+    async def report(self, scope: Scope) -> Row:
+        return {"digits": [dict(row) for row in await session(scope).fetch_all(REPORT, [])]}
+
 
 def _found(row: Mapping[str, Any] | None) -> Row:
     if row is None:
@@ -60,3 +76,9 @@ def application() -> ASGIApp:
 
 def plain(url: str, pool_size: int) -> ASGIApp:
     return DataSourceMiddleware(application(), config=config(url, pool_size))
+
+
+def with_replica(url: str, pool_size: int) -> ASGIApp:
+    """The service with a replica: `url` is the primary's, a space, and the replica's."""
+    primary, _, replica = url.partition(" ")
+    return DataSourceMiddleware(application(), config=config(primary, pool_size, replica))

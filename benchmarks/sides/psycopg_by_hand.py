@@ -9,7 +9,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from benchmarks.sides.asgi import ASGIApp, Row, Scope, service, tenant_of
-from benchmarks.sides.statements import READ, SET_TENANT, WRITE
+from benchmarks.sides.statements import LOCKED, READ, REPORT, SET_TENANT, WRITE
 
 
 class _Statements:
@@ -31,6 +31,22 @@ class _Statements:
         for item in items:
             count += (await connection.execute(WRITE, (item,))).rowcount
         return {"count": count}
+
+    @staticmethod
+    async def several(connection: psycopg.AsyncConnection[DictRow], scope: Scope, items: Iterable[int]) -> Row:
+        await connection.execute(SET_TENANT, (tenant_of(scope),))
+        return {"count": len([await (await connection.execute(READ, (item,))).fetchone() for item in items])}
+
+    @classmethod
+    async def change_one(cls, connection: psycopg.AsyncConnection[DictRow], scope: Scope, item: int) -> Row:
+        await cls.one(connection, scope, LOCKED, item)
+        row = await (await connection.execute(WRITE, (item,))).fetchone()
+        return row or {}
+
+    @staticmethod
+    async def whole(connection: psycopg.AsyncConnection[DictRow], scope: Scope) -> Row:
+        await connection.execute(SET_TENANT, (tenant_of(scope),))
+        return {"digits": await (await connection.execute(REPORT, ())).fetchall()}
 
 
 class _Pooled(_Statements):
@@ -58,6 +74,18 @@ class _Pooled(_Statements):
         async with self._pool.connection() as connection:
             return await self.many(connection, scope, items)
 
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row:
+        async with self._pool.connection() as connection:
+            return await self.several(connection, scope, items)
+
+    async def change(self, scope: Scope, item: int) -> Row:
+        async with self._pool.connection() as connection:
+            return await self.change_one(connection, scope, item)
+
+    async def report(self, scope: Scope) -> Row:
+        async with self._pool.connection() as connection:
+            return await self.whole(connection, scope)
+
 
 class _Single(_Statements):
     """One connection without a pool: the lower bound, which a server with concurrent requests cannot use."""
@@ -82,6 +110,24 @@ class _Single(_Statements):
     async def batch(self, scope: Scope, items: Iterable[int]) -> Row:
         await self._connection.execute("begin")
         row = await self.many(self._connection, scope, items)
+        await self._connection.execute("commit")
+        return row
+
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row:
+        await self._connection.execute("begin")
+        row = await self.several(self._connection, scope, items)
+        await self._connection.execute("commit")
+        return row
+
+    async def change(self, scope: Scope, item: int) -> Row:
+        await self._connection.execute("begin")
+        row = await self.change_one(self._connection, scope, item)
+        await self._connection.execute("commit")
+        return row
+
+    async def report(self, scope: Scope) -> Row:
+        await self._connection.execute("begin")
+        row = await self.whole(self._connection, scope)
         await self._connection.execute("commit")
         return row
 

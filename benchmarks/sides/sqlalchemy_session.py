@@ -9,10 +9,12 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from benchmarks.sides.asgi import ASGIApp, Row, Scope, service, tenant_of
-from benchmarks.sides.statements import NAMED_READ, NAMED_SET_TENANT, NAMED_WRITE
+from benchmarks.sides.statements import NAMED_LOCKED, NAMED_READ, NAMED_REPORT, NAMED_SET_TENANT, NAMED_WRITE
 
 READ: Final = text(NAMED_READ)
 WRITE: Final = text(NAMED_WRITE)
+LOCKED: Final = text(NAMED_LOCKED)
+REPORT: Final = text(NAMED_REPORT)
 SET_TENANT: Final = text(NAMED_SET_TENANT)
 
 
@@ -26,6 +28,11 @@ async def run_one(session: AsyncSession, statement: TextClause, item: int) -> Ro
     """Run one statement in an open session; returns its row as a mapping."""
     row = (await session.execute(statement, {"id": item})).mappings().one()
     return dict(row)
+
+
+async def report(session: AsyncSession) -> Row:
+    """Run the report in an open session."""
+    return {"digits": [dict(row) for row in (await session.execute(REPORT)).mappings()]}
 
 
 class _Sessions:
@@ -54,6 +61,22 @@ class _Sessions:
                 await run_one(session, WRITE, item)
                 count += 1
             return {"count": count}
+
+    async def reads(self, scope: Scope, items: Iterable[int]) -> Row:
+        async with self._session() as session, session.begin():
+            await session.execute(SET_TENANT, {"tenant": tenant_of(scope)})
+            return {"count": len([await run_one(session, READ, item) for item in items])}
+
+    async def change(self, scope: Scope, item: int) -> Row:
+        async with self._session() as session, session.begin():
+            await session.execute(SET_TENANT, {"tenant": tenant_of(scope)})
+            await run_one(session, LOCKED, item)
+            return await run_one(session, WRITE, item)
+
+    async def report(self, scope: Scope) -> Row:
+        async with self._session() as session, session.begin():
+            await session.execute(SET_TENANT, {"tenant": tenant_of(scope)})
+            return await report(session)
 
     async def _one(self, scope: Scope, statement: TextClause, item: int) -> Row:
         async with self._session() as session, session.begin():

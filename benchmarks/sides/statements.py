@@ -11,13 +11,21 @@ APP_PASSWORD: Final = "bench"
 
 READ: Final = "select id, name, qty from items where id = %s"
 WRITE: Final = "update items set qty = qty + 1 where id = %s returning id, name, qty"
+LOCKED: Final = READ + " for update"
+REPORT: Final = (
+    "select qty % 10 as digit, count(*) as items, sum(qty)::int as total from items group by 1 order by 1"
+).replace("%", "%%")
 SET_TENANT: Final = f"select set_config('{TENANT_SETTING}', %s, true)"
 
 NUMBERED_READ: Final = READ.replace("%s", "$1")
+NUMBERED_LOCKED: Final = LOCKED.replace("%s", "$1")
+NUMBERED_REPORT: Final = REPORT.replace("%%", "%")
 NUMBERED_WRITE: Final = WRITE.replace("%s", "$1")
 NUMBERED_SET_TENANT: Final = SET_TENANT.replace("%s", "$1")
 
 NAMED_READ: Final = READ.replace("%s", ":id")
+NAMED_LOCKED: Final = LOCKED.replace("%s", ":id")
+NAMED_REPORT: Final = NUMBERED_REPORT.replace("::int", "").replace("sum(qty)", "cast(sum(qty) as int)")
 NAMED_WRITE: Final = WRITE.replace("%s", ":id")
 NAMED_SET_TENANT: Final = SET_TENANT.replace("%s", ":tenant")
 

@@ -1,4 +1,4 @@
-"""Writes the generated files: the JSON schemas, the dashboard, and the generated parts of the documentation."""
+"""Writes the generated files: the JSON schemas, the dashboard, the plots, and generated parts of the documentation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from asgi_datasource.config import json_schema, part_schema
 from .compatibility import find_refusals
 from .dashboard import dashboard
 from .pages import render_codes, render_errors, render_keys, render_matrix, replace_generated
+from .performance import render_claims, render_figures, render_plots
 from .schemas import (
     changes_schema,
     console_schema,
@@ -49,6 +50,8 @@ PAGES: Final = {
     "docs/diagnostics.md": render_codes,
     "docs/errors.md": render_errors,
     "docs/frameworks.md": render_matrix,
+    "docs/performance.md": render_figures,
+    "README.md": render_claims,
 }
 """The pages with a generated part."""
 
@@ -70,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     root: Path = options.root
     contents = {root / name: _render(make()) for name, make in FILES.items()}
+    contents.update({root / name: text for name, text in render_plots().items()})
     for name, render in PAGES.items():
         page = root / name
         if page.is_file():
