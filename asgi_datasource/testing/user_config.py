@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 from ..config import Config, ConfigFile, Findings, examine, load
 from ..config.keys import ANY, secret_places
+from ..config.shapes import is_mapping
 from .binaries import ClusterError
 
 NAMES: Final = ("datasource.yaml", "datasource.yml", "datasource.toml", "datasource.json")
@@ -130,7 +131,7 @@ def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
     merged = dict(first)
     for key, value in second.items():
         before = merged.get(key)
-        merged[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
+        merged[key] = _merged(before, value) if is_mapping(before) and is_mapping(value) else value
     return merged
 
 

@@ -174,6 +174,6 @@ def project(tmp_path: Path) -> Project:
 def test_the_fixtures_serve_every_kind_of_test(project: Project) -> None:
     for name, text in PROJECT.items():
         project.add(name, text)
-    done = project.run("-n", "2", "--dist", "loadfile", asyncio="pytest_asyncio")
+    done = project.run("-n", "1", asyncio="pytest_asyncio")
     assert "8 passed" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
