@@ -6,7 +6,6 @@ test that has passed, into the folder of `--reach`.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
@@ -64,8 +63,9 @@ def _forget_results() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("asgi_datasource."):
             for value in list(vars(module).values()):
-                if isinstance(value, functools._lru_cache_wrapper):
-                    value.cache_clear()
+                clear = getattr(value, "cache_clear", None)
+                if callable(clear):
+                    clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -176,3 +176,19 @@ async def test_the_last_message_of_a_stream_ends_its_snapshot(world: World, last
     async with world.registry(replicas=()) as registry:
         await Call("GET", endpoint=app).run(DataSourceMiddleware(app, registry=registry))
     assert ended == [True, False]
+
+
+async def test_hooks_before_a_commit_do_not_run_where_an_error_rolls_back(world: World) -> None:
+    ran: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await db.execute(INSERT)
+        db.before_commit(lambda: ran.append("before"))
+        db.after_rollback(lambda: ran.append("after"))
+        raise ValueError("boom")
+
+    async with world.registry(replicas=()) as registry:
+        with pytest.raises(ValueError, match="boom"):
+            await Call().run(DataSourceMiddleware(app, registry=registry))
+    assert ran == ["after"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped] - it has no stubs
 from jsonschema import Draft202012Validator
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
@@ -83,9 +84,7 @@ def spans() -> Sequence[ReadableSpan]:
 
 def otlp(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
     """One ExportTraceServiceRequest as a collector writes it: ids in hexadecimal digits, enumerations as numbers."""
-    from google.protobuf.json_format import MessageToDict
-
-    found = MessageToDict(encode_spans(list(spans)), use_integers_for_enums=True)
+    found: dict[str, Any] = MessageToDict(encode_spans(list(spans)), use_integers_for_enums=True)
     for resource in found["resourceSpans"]:
         for scope in resource["scopeSpans"]:
             for span in scope["spans"]:
@@ -97,8 +96,6 @@ def otlp(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
 
 
 def test_all_forms_give_the_same_waterfall(spans: Sequence[ReadableSpan], tmp_path: Path) -> None:
-    from google.protobuf.json_format import MessageToDict
-
     acme, globex = spans[:3], spans[3:]
     api = as_jaeger(spans)
     forms = {

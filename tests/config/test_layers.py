@@ -198,6 +198,18 @@ def test_positions_belong_to_the_file_with_the_value() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_what_is_wrong_in_routes_that_are_no_list_has_its_position() -> None:
+    routes = ' {first: {match: "${NOT_SET}"}}'
+    write("datasource.yaml", MAIN.replace('\n  - {match: "GET /first", intent: read}', routes))
+    write("rules.toml", "")
+    found = listed(examine("datasource.yaml"))
+    assert [problem[1:] for problem in found] == [
+        ("datasource.yaml:6:9", "routes"),
+        ("datasource.yaml:6:25", "routes.first.match"),
+    ]
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_missing_key_has_the_position_of_its_section() -> None:
     write("prod.yaml", "datasources: {orders: {primary: {url: null}}}\n")
     [problem] = examine(ConfigFile("datasource.yaml", ("prod.yaml",))).errors

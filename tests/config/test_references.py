@@ -162,6 +162,13 @@ def test_the_longest_secret_is_used_whole(tmp_path: Path) -> None:
     assert url_of(load(with_url({"file": str(tmp_path / "url")}))) == text
 
 
+@pytest.mark.parametrize("name", [5, "", "a\nb", ["keys.json"]])
+def test_what_is_no_file_name_is_reported_as_such(name: object) -> None:
+    claim = {"claim": "tenant", "algorithms": ["RS256"], "jwks": name}
+    [problem] = examine(small(tenancy={"resolve": [{"jwt_claim": claim}]})).errors
+    assert problem.key == "tenancy.resolve[0].jwt_claim.jwks"
+
+
 def test_unreadable_secret_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "long").write_bytes(b"x" * (MAX_SECRET_BYTES + 1))
     (tmp_path / "binary").write_bytes(b"\xff")

@@ -106,5 +106,6 @@ async def test_acquire_routes_a_plain_connection_and_sets_the_pin(world: World) 
             await connection.execute("insert into orders (item) values ('tea')")
         assert pin.is_set
         async with registry.acquire(datasource, AccessIntent.READ, pin, tenant=acme) as connection:
+            assert await (await connection.execute("select pg_is_in_recovery()")).fetchone() == (False,)
             assert await (await connection.execute("select item from orders")).fetchall() == [("tea",)]
     assert await world.items() == ["tea"]

@@ -90,6 +90,7 @@ def test_the_metadata_is_valid_and_names_the_tested_versions(built: Path, wheel:
     assert extras == set(project["project"]["optional-dependencies"]) == set(metadata.get_all("Provides-Extra", []))
 
 
+@pytest.mark.timeout(1200)  # with --whole, three installations
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, whole: bool, tmp_path: Path) -> None:
     """With `--whole` in each tested version that this machine has an interpreter of, with its dependencies installed.
 

