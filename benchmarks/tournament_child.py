@@ -34,12 +34,24 @@ async def load(app: ASGIApp, method: str, path: str, clients: int, seconds: floa
         if message["type"] == "http.response.start":
             statuses[message["status"]] = statuses.get(message["status"], 0) + 1
 
+    stays = asyncio.Event()
+
     async def client(until: float) -> None:
         nonlocal item
+        is_read = False
+
+        async def receive() -> Message:
+            nonlocal is_read
+            if is_read:
+                await stays.wait()  # never set: the client stays until it has its answer
+            is_read = True
+            return await receive_nothing()
+
         now = perf_counter()
         while now < until:
             item = item % ITEMS + 1
-            await app(request_scope(method, path.format(item)), receive_nothing, send)
+            is_read = False
+            await app(request_scope(method, path.format(item)), receive, send)
             ended = perf_counter()
             latencies.append(ended - now)
             now = ended

@@ -60,7 +60,7 @@ class CacheHeaders:
             return message
         # Any iterable, perhaps one that can be read once (ASGI specification, "Response Start").
         given: Any = message.get("headers", ())
-        kind: type[object] = type(given)
+        kind: object = given.__class__
         headers: _Headers = given if kind is list else list(given)
         if not self.is_private:
             # Nearly every response has no `Vary` yet: one loop, no call.

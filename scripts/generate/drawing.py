@@ -36,7 +36,7 @@ class Drawing:
     width: float
     height: float
     title: str
-    shapes: list[str] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list[str])
 
     def line(self, x1: float, y1: float, x2: float, y2: float, color: str = FAINT, width: float = 1) -> None:
         """Draw a line."""
