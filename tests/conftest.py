@@ -133,6 +133,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"\n{report.nodeid} failed:\n{report.longreprtext}", file=sys.stderr, flush=True)
 
 
+@pytest.fixture(autouse=True)
+def nothing_logged_before() -> None:
+    """The first decision of a test is logged, even if another test had the same one a moment ago."""
+    decision_log._repeated.clear()
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[EmbeddedCluster]:
     """A primary and two replicas for tests that do not change the servers; tests of faults start their own clusters."""

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Send
 
 from ..errors import DataError
-from .problem_details import ProblemDetails
+from .problem_details import ProblemDetails, check_failure
 
 logger = logging.getLogger("asgi_datasource.middleware")
 
@@ -47,21 +47,12 @@ class ErrorRenderer:
     error: BaseException
 
     async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> bool:
-        """Send the framework's response; False if it has none, or fails before it starts."""
-        has_started = False
+        """Send the framework's response; False if it has none, or none of a failure, or fails before it starts."""
 
-        async def send_noted(message: Message) -> None:
-            nonlocal has_started
-            has_started = has_started or message["type"] == "http.response.start"
-            await send(message)
+        async def answer(send: Send) -> bool:
+            return await self.render(self.error, scope, receive, send)
 
-        try:
-            return await self.render(self.error, scope, receive, send_noted)
-        except Exception:
-            if has_started:
-                raise
-            logger.exception("the application's exception handler failed on %r", self.error)
-            return False
+        return await _answer_failure(self.error, answer, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +68,40 @@ class FoundHandler:
     error: BaseException
 
     async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> bool:
-        """Send the handler's response; False if it returns none, or fails."""
+        """Send the handler's response; False if it returns none, or none of a failure, or fails before it starts."""
         request = Request(scope, receive)
-        try:
+
+        async def answer(send: Send) -> bool:
             if _is_async(self.function):
                 response = await self.function(request, self.error)
             else:
                 response = await run_in_threadpool(self.function, request, self.error)
-        except Exception:
-            logger.exception("the application's exception handler failed on %r", self.error)
-            return False
-        if response is None:
-            return False
-        await response(scope, receive, send)
-        return True
+            if response is None:
+                return False
+            await response(scope, receive, send)
+            return True
+
+        return await _answer_failure(self.error, answer, send)
+
+
+async def _answer_failure(error: BaseException, answer: Callable[[Send], Awaitable[bool]], send: Send) -> bool:
+    """Let a handler answer, but not as if the request had succeeded: nothing was committed."""
+    has_started = False
+
+    async def send_failure(message: Message) -> None:
+        nonlocal has_started
+        if message["type"] == "http.response.start":
+            check_failure(message["status"], error if isinstance(error, DataError) else error.__cause__)
+            has_started = True
+        await send(message)
+
+    try:
+        return await answer(send_failure)
+    except Exception:
+        if has_started:
+            raise
+        logger.exception("the application's exception handler failed on %r", error)
+        return False
 
 
 def find_handler(

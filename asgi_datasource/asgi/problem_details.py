@@ -234,9 +234,7 @@ async def _answer_by(handler: ErrorHandler, problem: Problem, scope: Scope, rece
     async def send_checked(message: Message) -> None:
         nonlocal has_started
         if message["type"] == "http.response.start":
-            status = message["status"]
-            if status < 400 and problem.error.kind is not DataErrorKind.TENANT:
-                raise ValueError(f"its response has the status {status}, as if the request had succeeded")
+            check_failure(message["status"], problem.error)
             has_started = True
         await send(message)
 
@@ -254,6 +252,16 @@ async def _answer_by(handler: ErrorHandler, problem: Problem, scope: Scope, rece
         logger.exception("errors.handler failed on %r: %s", problem.error, type(error).__name__)
         return False
     return True
+
+
+def check_failure(status: int, error: BaseException | None) -> None:
+    """Check the status of the application's response to an error: only a tenant's refusal may lead elsewhere.
+
+    Raises:
+        ValueError: A client would take it for a success.
+    """
+    if status < 400 and not (isinstance(error, DataError) and error.kind is DataErrorKind.TENANT):
+        raise ValueError(f"its response has the status {status}, as if the request had succeeded")
 
 
 def _as_app(response: object) -> ASGIApp:

@@ -85,6 +85,24 @@ async def test_every_error_reaches_the_handlers_of_the_application(world: World,
             assert (headers_of(call).get(b"vary") == b"X-Tenant") is (call.scope["method"] == "GET")
 
 
+async def succeed(request: Request, error: Any) -> Response:
+    return PlainTextResponse("all is well")
+
+
+@pytest.mark.parametrize("path", ["/orphan", "/"])
+async def test_no_handler_answers_a_failure_as_a_success(
+    world: World, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failed COMMIT, and an error that leaves the application: the problem document is sent in their place."""
+    async with world.registry() as registry:
+        app = inside(registry, exception_handlers={409: succeed})
+        await Call().run(app)
+        call = await Call(path=path).run(app)
+        assert call.status == 409
+        assert b"urn:asgi-datasource:problem:constraint" in call.body
+        assert "status 200, as if the request had succeeded" in caplog.text
+
+
 async def test_handlers_of_a_status_get_every_error_of_that_status(world: World) -> None:
     async with world.registry(errors={"status": {"tenant": 503}}) as registry:
         app = inside(registry, exception_handlers={503: by_status, 409: by_status})
