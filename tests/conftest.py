@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from asgi_datasource.drivers.psycopg import PsycopgConnection
+from asgi_datasource.observability import decision_log
 from asgi_datasource.testing import EmbeddedCluster, write_traces
 from scripts.browser import Browser
 from tests.world import World
