@@ -342,7 +342,8 @@ class TelemetryConfig(Section):
         default="off",
         title="Query tags",
         description=(
-            "route: each statement ends with a comment that names the route, in the format of sqlcommenter."
+            "off: statements are sent as they are."
+            " route: each statement ends with a comment that names the route, in the format of sqlcommenter."
             " traceparent: the comment also names the trace; then statements are not prepared."
         ),
         examples=["route"],

@@ -29,6 +29,7 @@ AREAS: Final = (
     "config",
     "console",
     "fleet",
+    "litestar",
     "middleware",
     "migrate",
     "monitor",

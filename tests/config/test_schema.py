@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from asgi_datasource.config import json_schema
 from asgi_datasource.config.keys import sections
 from asgi_datasource.config.values import DEFINITION, VALUES
+from scripts.generate.performance import render_plots
 from scripts.generate.write import FILES, main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -86,7 +87,7 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["--check", *root]) == 1
     assert "differs from the code" in capsys.readouterr().err
     assert main(root) == 0
-    assert capsys.readouterr().out.count("written") == len(FILES)
+    assert capsys.readouterr().out.count("written") == len(FILES) + len(render_plots())
     assert main(["--check", *root]) == 0
     assert main(root) == 0
     assert capsys.readouterr().out == ""

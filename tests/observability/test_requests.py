@@ -22,6 +22,7 @@ from asgi_datasource.observability import session_trace
 from asgi_datasource.testing import FaultProxy
 from tests.asgi_call import Call
 from tests.observability.traces import P, Trace, attributes, complete, traced
+from tests.pools import until_at_rest
 from tests.world import World
 
 INSERT = "insert into orders (item) values (%s)"
@@ -222,6 +223,8 @@ async def test_a_proof_is_named_once_it_is_true(world: World, spans: InMemorySpa
     replica = world.cluster.replicas["r1"]
     config = world.config(replicas=("r1",), consistency=CONSISTENCY, routing={"check_interval": "1h"})
     async with compile(config) as registry:
+        # Its position is known, and is not looked up again.
+        await until_at_rest(registry)
         await replica.pause_replay()
         try:
             async with registry.session(tenant="acme") as db:

@@ -107,7 +107,7 @@ def test_a_registry_starts_anew_after_its_event_loop_was_closed_under_it(cluster
         lines = [process.stdout.readline().strip() for _ in range(5)]
         assert lines[:4] == ["[1, 2]"] * 4
         assert "closed" in lines[4]
-        assert backends(cluster) == 0
+        asyncio.run(until(lambda: backends(cluster) == 0))
         process.communicate(timeout=20)
 
 

@@ -18,7 +18,7 @@ from asgi_datasource.health import Health, HealthApp
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.faults.servers import proxy_of, through
-from tests.pools import lent
+from tests.pools import lent, until_at_rest
 from tests.world import World
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas/health/v1.json").read_text())
@@ -52,6 +52,7 @@ async def test_the_failing_pool_is_named_with_its_cause_and_since_when(world: Wo
                 return (await http.get("/health/ready")).status_code == 200
 
             await until(is_ready)
+            await until_at_rest(registry)
             before, round_trips = lent(registry), proxy.round_trips
             answer = await http.get("/health/ready")
             assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")

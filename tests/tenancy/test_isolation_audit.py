@@ -334,7 +334,7 @@ async def test_a_role_that_the_login_may_not_become_is_missing_and_no_more(shop:
 
 async def test_a_start_with_such_a_login_is_refused(shop: Shop) -> None:
     url = shop.world.cluster.nodes["primary"].url(dbname=shop.world.dbname, user="postgres")
-    document = shop.world.config(replicas=(), urls={"primary": url})
+    document = shop.world.config(replicas=(), urls={"primary": url}, audit={})
     tenant = {"datasource": "orders", "schema": "shop", "row_security": {"app.tenant": "acme"}, "role": shop.role}
     document["tenants"] = {"acme": tenant}
     made = compile(document)
