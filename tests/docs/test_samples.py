@@ -32,7 +32,7 @@ def is_for_this_version(sample: Sample) -> bool:
     return needed is None or sys.version_info >= (3, int(needed[1]))
 
 
-@pytest.mark.parametrize("sample", filter(is_for_this_version, samples("python")), ids=str)
+@pytest.mark.parametrize("sample", [*filter(is_for_this_version, samples("python"))], ids=str)
 def test_python_sample_compiles(sample: Sample) -> None:
     compile(sample.text, str(sample), "exec", flags=0x2000)  # top-level await is allowed in a sample
 
